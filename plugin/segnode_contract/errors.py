@@ -1,0 +1,124 @@
+"""Everything that segnode raises on purpose, in one tree.
+
+The first fork is the one the queue asks about: would trying again help?
+
+    SegnodeError
+    ├── TransientError                 trying again may help
+    │   ├── ArchiveUnavailable         no answer, or an answer that says "later"
+    │   ├── BrokerUnavailable          Redis does not take the ring
+    │   ├── LedgerUnavailable          the database does not answer
+    │   └── ModelProcessDied           the model process ended under a job
+    └── PermanentError                 trying again gives the same
+        ├── SettingsError              a settings file or variable is wrong
+        ├── LedgerSchemaError          the ledger is older or newer than the program
+        ├── CardError                  a model card lacks something
+        ├── UnknownModel               no worker has announced the model
+        ├── UnsuitableSeries           the images cannot carry this model
+        ├── BrokenInstance             an image does not parse or decode
+        ├── SeriesChanged              the series is not the one the job was made for
+        ├── ModelFailed                the model raised
+        ├── ModelTimeLimit             the model ran past the limit on its card
+        ├── ProofFailed                the encoded result differs from the labels
+        ├── StoreRefused               the archive did not take the result
+        ├── UidCollision               the archive holds other content under our UID
+        └── SetupError                 a program, a port or a folder is not as needed
+"""
+
+from __future__ import annotations
+
+
+class SegnodeError(Exception):
+    """An error with a stable `code` and one sentence for people.
+
+    The sentence holds the value that was wrong and what to do, and never a patient's name.
+    """
+
+    code = "error"
+
+    def __init__(self, sentence: str, *, code: str | None = None) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        if code is not None:
+            self.code = code
+
+
+class TransientError(SegnodeError):
+    """Trying again may help."""
+
+    code = "transient"
+
+
+class PermanentError(SegnodeError):
+    """Trying again gives the same."""
+
+    code = "permanent"
+
+
+class ArchiveUnavailable(TransientError):
+    code = "archive-unavailable"
+
+
+class BrokerUnavailable(TransientError):
+    code = "broker-unavailable"
+
+
+class LedgerUnavailable(TransientError):
+    code = "ledger-unavailable"
+
+
+class ModelProcessDied(TransientError):
+    code = "model-process-died"
+
+
+class SettingsError(PermanentError):
+    code = "settings"
+
+
+class LedgerSchemaError(PermanentError):
+    code = "ledger-schema"
+
+
+class CardError(PermanentError):
+    code = "card"
+
+
+class UnknownModel(PermanentError):
+    code = "unknown-model"
+
+
+class UnsuitableSeries(PermanentError):
+    """The images cannot carry this model; `code` names the reason, `missing-slice` say."""
+
+    code = "unsuitable-series"
+
+
+class BrokenInstance(PermanentError):
+    code = "broken-instance"
+
+
+class SeriesChanged(PermanentError):
+    code = "series-changed"
+
+
+class ModelFailed(PermanentError):
+    code = "model-failed"
+
+
+class ModelTimeLimit(PermanentError):
+    code = "model-time-limit"
+
+
+class ProofFailed(PermanentError):
+    code = "proof-failed"
+
+
+class StoreRefused(PermanentError):
+    code = "store-refused"
+
+
+class UidCollision(PermanentError):
+    code = "uid-collision"
+
+
+class SetupError(PermanentError):
+    code = "setup"

@@ -1,0 +1,45 @@
+"""What a model says beside its labels: segments it left out, and what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withheld:
+    """A segment that the model left out on purpose, and why."""
+
+    segment: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """A number about a segment; `value` is None where it is not measurable, with the `reason`."""
+
+    segment: int
+    name: str
+    value: float | None
+    unit: str
+    """UCUM: ``ml``, ``%``, ``[hnsf'U]``."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    withheld: tuple[Withheld, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain lists and dictionaries."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Findings:
+        """Return the findings that `to_json` gave."""
+        return cls(
+            withheld=tuple(Withheld(**item) for item in data["withheld"]),
+            measurements=tuple(Measurement(**item) for item in data["measurements"]),
+        )

@@ -1,0 +1,74 @@
+"""What a job is: one model on one series' content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+    WITHDRAWN = "withdrawn"
+
+
+OPEN_STATES = (JobState.WAITING, JobState.QUEUED, JobState.RUNNING)
+
+
+class Stage(StrEnum):
+    """A step of a run, in the order in which they come."""
+
+    QUEUED = "queued"
+    FETCH = "fetch"
+    STACK = "stack"
+    INFER = "infer"
+    ENCODE = "encode"
+    VERIFY = "verify"
+    STORE = "store"
+    CONFIRM = "confirm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job as intake asks for it."""
+
+    key: str
+    study_uid: str
+    series_uids: tuple[str, ...]
+    content: str
+    """`identity.content_digest` of the instances that it is made for."""
+    instance_count: int
+    route: str
+    route_rank: int
+    """Place of the route in the settings: the overlay of the first route is shown first."""
+    model: str
+    model_version: str
+    model_digest: str
+    lane: str
+    last_instance_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A job in the hands of one worker child, until its lease ends."""
+
+    key: str
+    epoch: int
+    """Fencing token: whatever is written under an older epoch is refused."""
+    run_id: int
+    study_uid: str
+    series_uids: tuple[str, ...]
+    content: str
+    instance_count: int
+    model: str
+    model_digest: str
+    created_at: float
+    """Seconds since 1970, UTC, by the ledger's clock; the result carries this date."""

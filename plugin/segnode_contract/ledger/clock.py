@@ -1,0 +1,26 @@
+"""The database's clock, so that the hosts' clocks do not matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Double
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class now_s(FunctionElement[float]):  # used like the SQL functions in sqlalchemy.func
+    """Seconds since 1970, UTC, at the moment of the statement."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(now_s, "sqlite")
+def _sqlite(element: now_s, compiler: Any, **options: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now_s, "postgresql")
+def _postgresql(element: now_s, compiler: Any, **options: Any) -> str:
+    return "extract(epoch from clock_timestamp())::float8"

@@ -1,0 +1,17 @@
+"""The history: one line per thing that happened, never changed."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from segnode_contract.ledger import schema
+from segnode_contract.ledger.clock import now_s
+
+
+def record(connection: Connection, job_key: str, actor: str, kind: str, detail: str = "") -> None:
+    """Append an event to the history of a job; `detail` holds no patient data."""
+    connection.execute(
+        schema.event.insert().values(
+            job_key=job_key, at=now_s(), actor=actor, kind=kind, detail=detail
+        )
+    )

@@ -1,0 +1,152 @@
+"""The tables. Times are seconds since 1970, UTC, by the database's clock."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData()
+
+_KEY = String(64)
+_UID = String(64)
+_SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up INTEGER keys only
+
+archive = Table(
+    "archive",
+    metadata,
+    Column("archive_id", String(36), primary_key=True),
+    Column("last_change", BigInteger, nullable=False),
+    Column("seen_at", Double, nullable=False),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("archive_id", ForeignKey("archive.archive_id"), primary_key=True),
+    Column("orthanc_id", String(44), primary_key=True),
+    Column("last_instance_at", Double, nullable=False),
+    Column("decided_at", Double),
+    Column("study_uid", _UID),
+    Column("series_uid", _UID),
+    Column("instance_count", Integer),
+    Column("decision", JSON),
+    Index("series_undecided", "archive_id", "decided_at"),
+    Index("series_study", "study_uid"),
+)
+
+model = Table(
+    "model",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("digest", _KEY, primary_key=True),
+    Column("version", String(32), nullable=False),
+    Column("card", Text, nullable=False),
+    Column("worker", String(128), nullable=False),
+    Column("announced_at", Double, nullable=False),
+)
+
+job = Table(
+    "job",
+    metadata,
+    Column("key", _KEY, primary_key=True),
+    Column("archive_id", ForeignKey("archive.archive_id"), nullable=False),
+    Column("study_uid", _UID, nullable=False),
+    Column("series_uids", Text, nullable=False),
+    Column("content", _KEY, nullable=False),
+    Column("instance_count", Integer, nullable=False),
+    Column("last_instance_at", Double, nullable=False),
+    Column("route", String(64), nullable=False),
+    Column("route_rank", Integer, nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("model_version", String(32), nullable=False),
+    Column("model_digest", _KEY, nullable=False),
+    Column("lane", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("not_before", Double, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("deliveries", Integer, nullable=False),
+    Column("lease_owner", String(128)),
+    Column("lease_epoch", BigInteger, nullable=False),
+    Column("lease_until", Double),
+    Column("error_code", String(64)),
+    Column("error_sentence", Text),
+    Column("error_stage", String(16)),
+    Column("input_digest", _KEY),
+    Column("findings", JSON),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Index("job_claim", "lane", "state", "not_before"),
+    Index("job_study", "study_uid"),
+    Index("job_series", "series_uids", "model"),
+    Index("job_created", "created_at"),
+)
+
+run = Table(
+    "run",
+    metadata,
+    Column("id", _SERIAL, primary_key=True),
+    Column("job_key", ForeignKey("job.key"), nullable=False, index=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("worker", String(128), nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("outcome", String(16)),
+    Column("error_code", String(64)),
+    Column("peak_mb", Integer),
+)
+
+stage = Table(
+    "stage",
+    metadata,
+    Column("id", _SERIAL, primary_key=True),
+    Column("run_id", ForeignKey("run.id"), nullable=False, index=True),
+    Column("stage", String(16), nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("seconds", Double),
+)
+
+event = Table(
+    "event",
+    metadata,
+    Column("seq", _SERIAL, primary_key=True),
+    Column("job_key", ForeignKey("job.key"), index=True),
+    Column("at", Double, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
+result = Table(
+    "result",
+    metadata,
+    Column("instance_uid", _UID, primary_key=True),
+    Column("job_key", ForeignKey("job.key"), nullable=False, index=True),
+    Column("role", String(16), nullable=False),
+    Column("series_uid", _UID, nullable=False, index=True),
+    Column("digest", _KEY, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("stored_at", Double),
+    Column("confirmed_at", Double),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", _SERIAL, primary_key=True),
+    Column("job_key", ForeignKey("job.key"), nullable=False),
+    Column("lane", String(64), nullable=False),
+    Column("due_at", Double, nullable=False),
+    Column("published_at", Double),
+    Index("outbox_due", "published_at", "due_at"),
+)

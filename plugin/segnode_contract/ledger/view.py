@@ -1,0 +1,288 @@
+"""What pages and commands read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, Select, func, select
+
+from segnode_contract.job import JobState
+from segnode_contract.ledger import schema
+from segnode_contract.ledger.clock import now_s
+from segnode_contract.ledger.engine import Ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTime:
+    stage: str
+    started_at: float
+    seconds: float | None
+    """None while it runs, and for the stage in which the run ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    epoch: int
+    worker: str
+    started_at: float
+    ended_at: float | None
+    outcome: str | None
+    error_code: str | None
+    peak_mb: int | None
+    stages: tuple[StageTime, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    role: str
+    instance_uid: str
+    series_uid: str
+    digest: str
+    bytes: int
+    confirmed_at: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRow:
+    at: float
+    actor: str
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRow:
+    """One job as a list shows it."""
+
+    key: str
+    state: str
+    study_uid: str
+    series_uids: tuple[str, ...]
+    instance_count: int
+    route: str
+    model: str
+    model_version: str
+    model_digest: str
+    lane: str
+    created_at: float
+    updated_at: float
+    last_instance_at: float
+    not_before: float
+    error_code: str | None
+    error_sentence: str | None
+    error_stage: str | None
+    findings: dict[str, Any] | None
+    stages: tuple[StageTime, ...]
+    """Stage times of the newest run."""
+    objects: tuple[StoredObject, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job with its whole history."""
+
+    row: JobRow
+    runs: tuple[RunRow, ...]
+    events: tuple[EventRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """A result that a viewer may show on `series_uid`."""
+
+    series_uid: str
+    seg_series_uid: str
+    model: str
+    route: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesRow:
+    """A series that was seen, and what was decided about it."""
+
+    orthanc_id: str
+    study_uid: str | None
+    series_uid: str | None
+    instance_count: int | None
+    last_instance_at: float
+    decided_at: float | None
+    verdicts: tuple[dict[str, Any], ...]
+
+
+class LedgerView:
+    """Reading only."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def now(self) -> float:
+        """Return the database's time."""
+        with self._ledger.read() as connection:
+            return connection.execute(select(now_s())).scalar_one()
+
+    def jobs(
+        self,
+        *,
+        state: str | None = None,
+        study_uid: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[JobRow]:
+        """Return jobs, newest first."""
+        job = schema.job
+        query = select(job).order_by(job.c.created_at.desc(), job.c.key)
+        if state is not None:
+            query = query.where(job.c.state == state)
+        if study_uid is not None:
+            query = query.where(job.c.study_uid == study_uid)
+        return self._rows(query.limit(limit).offset(offset))
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of jobs in each state that has any."""
+        job = schema.job
+        with self._ledger.read() as connection:
+            rows = connection.execute(select(job.c.state, func.count()).group_by(job.c.state))
+            return {row[0]: row[1] for row in rows}
+
+    def job(self, key: str) -> Job | None:
+        """Return the one job whose key begins with `key`; None when there is none, or several."""
+        rows = self._rows(select(schema.job).where(schema.job.c.key.startswith(key)).limit(2))
+        if len(rows) != 1:
+            return None
+        whole = rows[0].key
+        with self._ledger.read() as connection:
+            runs = connection.execute(
+                select(schema.run).where(schema.run.c.job_key == whole).order_by(schema.run.c.id)
+            ).all()
+            stages = connection.execute(
+                select(schema.stage)
+                .where(schema.stage.c.run_id.in_([run.id for run in runs]))
+                .order_by(schema.stage.c.id)
+            ).all()
+            events = connection.execute(
+                select(schema.event)
+                .where(schema.event.c.job_key == whole)
+                .order_by(schema.event.c.seq)
+            ).all()
+        return Job(
+            row=rows[0],
+            runs=tuple(_run(run, stages) for run in runs),
+            events=tuple(
+                EventRow(at=e.at, actor=e.actor, kind=e.kind, detail=e.detail) for e in events
+            ),
+        )
+
+    def overlays(self, study_uid: str) -> list[Overlay]:
+        """Return the valid results of a study: first route first, within it newest first."""
+        job, result = schema.job, schema.result
+        with self._ledger.read() as connection:
+            rows = connection.execute(
+                select(job.c.series_uids, result.c.series_uid, job.c.model, job.c.route)
+                .join(result, result.c.job_key == job.c.key)
+                .where(
+                    job.c.study_uid == study_uid,
+                    job.c.state == JobState.DONE,
+                    result.c.role == "SEG",
+                    result.c.confirmed_at.is_not(None),
+                )
+                .order_by(job.c.route_rank, job.c.created_at.desc())
+            ).all()
+        return [
+            Overlay(series_uid=source, seg_series_uid=seg, model=model, route=route)
+            for sources, seg, model, route in rows
+            for source in sources.split("\\")
+        ]
+
+    def series(self, study_uid: str) -> list[SeriesRow]:
+        """Return the series of a study that were decided, with each route's verdict."""
+        table = schema.series
+        with self._ledger.read() as connection:
+            rows = connection.execute(
+                select(table).where(table.c.study_uid == study_uid).order_by(table.c.series_uid)
+            ).all()
+        return [
+            SeriesRow(
+                orthanc_id=row.orthanc_id,
+                study_uid=row.study_uid,
+                series_uid=row.series_uid,
+                instance_count=row.instance_count,
+                last_instance_at=row.last_instance_at,
+                decided_at=row.decided_at,
+                verdicts=tuple(row.decision or ()),
+            )
+            for row in rows
+        ]
+
+    def _rows(self, query: Select[Any]) -> list[JobRow]:
+        run, stage, result = schema.run, schema.stage, schema.result
+        with self._ledger.read() as connection:
+            jobs = connection.execute(query).all()
+            keys = [job.key for job in jobs]
+            newest = (
+                select(func.max(run.c.id)).where(run.c.job_key.in_(keys)).group_by(run.c.job_key)
+            )
+            stages = connection.execute(
+                select(run.c.job_key, stage)
+                .join(run, run.c.id == stage.c.run_id)
+                .where(stage.c.run_id.in_(newest))
+                .order_by(stage.c.id)
+            ).all()
+            objects = connection.execute(
+                select(result).where(result.c.job_key.in_(keys)).order_by(result.c.role)
+            ).all()
+        return [_job_row(job, stages, objects) for job in jobs]
+
+
+def _job_row(job: Row[Any], stages: Sequence[Row[Any]], objects: Sequence[Row[Any]]) -> JobRow:
+    return JobRow(
+        key=job.key,
+        state=job.state,
+        study_uid=job.study_uid,
+        series_uids=tuple(job.series_uids.split("\\")),
+        instance_count=job.instance_count,
+        route=job.route,
+        model=job.model,
+        model_version=job.model_version,
+        model_digest=job.model_digest,
+        lane=job.lane,
+        created_at=job.created_at,
+        updated_at=job.updated_at,
+        last_instance_at=job.last_instance_at,
+        not_before=job.not_before,
+        error_code=job.error_code,
+        error_sentence=job.error_sentence,
+        error_stage=job.error_stage,
+        findings=job.findings,
+        stages=tuple(_stage(row) for row in stages if row.job_key == job.key),
+        objects=tuple(
+            StoredObject(
+                role=o.role,
+                instance_uid=o.instance_uid,
+                series_uid=o.series_uid,
+                digest=o.digest,
+                bytes=o.bytes,
+                confirmed_at=o.confirmed_at,
+            )
+            for o in objects
+            if o.job_key == job.key
+        ),
+    )
+
+
+def _run(run: Row[Any], stages: Sequence[Row[Any]]) -> RunRow:
+    return RunRow(
+        epoch=run.epoch,
+        worker=run.worker,
+        started_at=run.started_at,
+        ended_at=run.ended_at,
+        outcome=run.outcome,
+        error_code=run.error_code,
+        peak_mb=run.peak_mb,
+        stages=tuple(_stage(row) for row in stages if row.run_id == run.id),
+    )
+
+
+def _stage(row: Row[Any]) -> StageTime:
+    return StageTime(stage=row.stage, started_at=row.started_at, seconds=row.seconds)

@@ -1,0 +1,224 @@
+"""Settings: what the administrator decides (`segnode.toml`) and where things are (environment)."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from segnode_contract.errors import SettingsError
+
+T = TypeVar("T")
+
+ROLES = ("administrator", "viewer", "worker")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    name: str
+    """Device Serial Number of every result, and what pages call this node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Where Orthanc listens. Beyond loopback only with a certificate, or `insecure = true`."""
+
+    host: str = "127.0.0.1"
+    certificate: str = ""
+    """PEM file with certificate and key; empty for plain HTTP."""
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    quiet_s: float = 5.0
+    """A series is complete when no instance came for this long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    lease_s: float = 60.0
+    """A worker that is silent for this long has lost its job."""
+    deliveries: int = 3
+    """A job that took this many workers down with it is dead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    name: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modality:
+    """A DICOM peer that may send to us."""
+
+    aet: str
+    host: str
+    port: int = 104
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dicom:
+    aet: str = "SEGNODE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Send series that satisfy every condition to `model`."""
+
+    name: str
+    model: str
+    modality: str
+    min_instances: int = 1
+    body_parts: tuple[str, ...] = ()
+    """Body Part Examined must be one of these; empty takes any."""
+    lane: str = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """`segnode.toml`."""
+
+    node: Node
+    listen: Listen
+    intake: Intake
+    limits: Limits
+    dicom: Dicom
+    users: tuple[User, ...]
+    modalities: tuple[Modality, ...]
+    routes: tuple[Route, ...]
+
+    def role(self, user: str) -> str | None:
+        """Return the role of `user`, or None for a stranger."""
+        return next((u.role for u in self.users if u.name == user), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connections:
+    """Where archive, ledger and broker are, from `SEGNODE_*` variables."""
+
+    data: Path
+    ledger_url: str
+    broker_url: str
+    archive_url: str
+    archive_user: str
+    archive_password: str
+
+
+def load_settings(path: Path) -> Settings:
+    """Read `segnode.toml`.
+
+    Raises
+    ------
+    SettingsError
+        Naming the file and the key that is missing, unknown or of the wrong type.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"The settings file {path} cannot be read ({error.strerror}); "
+            "SEGNODE_CONFIG names another one."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The settings file {path} is not TOML: {error}.") from error
+    _known(data, {field.name for field in fields(Settings)}, f"{path}")
+
+    def one(key: str, kind: type[T]) -> T:
+        return _read(kind, data.get(key, {}), f"{path}: [{key}]")
+
+    def many(key: str, kind: type[T]) -> tuple[T, ...]:
+        items = enumerate(data.get(key, []), 1)
+        return tuple(_read(kind, item, f"{path}: [[{key}]] {number}") for number, item in items)
+
+    settings = Settings(
+        node=one("node", Node),
+        listen=one("listen", Listen),
+        intake=one("intake", Intake),
+        limits=one("limits", Limits),
+        dicom=one("dicom", Dicom),
+        users=many("users", User),
+        modalities=many("modalities", Modality),
+        routes=many("routes", Route),
+    )
+    _check(settings, path)
+    return settings
+
+
+def load_connections(environ: Mapping[str, str]) -> Connections:
+    """Read the `SEGNODE_*` variables.
+
+    Raises
+    ------
+    SettingsError
+        Naming the variable that is missing.
+    """
+    names = {field.name: f"SEGNODE_{field.name.upper()}" for field in fields(Connections)}
+    missing = [name for name in names.values() if not environ.get(name)]
+    if missing:
+        raise SettingsError(
+            f"The environment variable {missing[0]} is not set; `segnode up` writes it to "
+            "the file `environment` in its data folder."
+        )
+    values: dict[str, Any] = {key: environ[name] for key, name in names.items()}
+    return Connections(**{**values, "data": Path(values["data"])})
+
+
+def _read(kind: type[T], data: Any, where: str) -> T:
+    if not isinstance(data, dict):
+        raise SettingsError(f"{where} is {data!r}; a table is needed.")
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type] # a dataclass
+    _known(data, set(known), where)
+    values = {}
+    for name, field in known.items():
+        if name in data:
+            values[name] = _value(data[name], str(field.type), f"{where} {name}")
+        elif field.default is MISSING:
+            raise SettingsError(f"{where} has no '{name}'; add it.")
+    return kind(**values)
+
+
+def _value(value: Any, annotation: str, where: str) -> Any:
+    if annotation == "float" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if annotation == "tuple[str, ...]":
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise SettingsError(f"{where} is {value!r}; a list of texts is needed.")
+    if type(value).__name__ != annotation:
+        raise SettingsError(f"{where} is {value!r}; the type {annotation} is needed.")
+    return value
+
+
+def _known(data: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; '{near[0]}' was probably meant" if near else ""
+            raise SettingsError(f"{where} has an unknown key '{key}'{hint}.")
+
+
+def _check(settings: Settings, path: Path) -> None:
+    for user in settings.users:
+        if user.role not in ROLES:
+            raise SettingsError(
+                f"{path}: user {user.name} has the role '{user.role}'; "
+                f"it must be one of {', '.join(ROLES)}."
+            )
+    for values, what in ((settings.routes, "routes"), (settings.users, "users")):
+        names = [value.name for value in values]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise SettingsError(f"{path}: two {what} are called '{min(twice)}'.")
+    loopback = settings.listen.host in ("127.0.0.1", "::1", "localhost")
+    if not (loopback or settings.listen.certificate or settings.listen.insecure):
+        raise SettingsError(
+            f"{path}: [listen] host is {settings.listen.host}, which others can reach, without "
+            "encryption; set certificate to a PEM file, or insecure = true if you accept that."
+        )
+    if settings.intake.quiet_s < 0 or settings.limits.lease_s <= 0:
+        raise SettingsError(f"{path}: quiet_s and lease_s cannot be negative.")

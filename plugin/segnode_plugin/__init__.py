@@ -1,0 +1,1 @@
+"""Inside Orthanc: intake, facts, routes, dispatch and the web pages."""

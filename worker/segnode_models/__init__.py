@@ -1,0 +1,1 @@
+"""The model process: torch, the weights, and nothing else."""

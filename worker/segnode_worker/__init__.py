@@ -1,0 +1,1 @@
+"""The worker: fetch, stack, infer, encode, verify, store, confirm."""
