@@ -1,0 +1,95 @@
+"""What all tests share: a ledger on SQLite and on a PostgreSQL of our own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from segnode_contract.ledger import Ledger
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real images beside the checkout."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("../shared/data, the folder of real images, is not here")
+    return SHARED_DATA
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The address of a PostgreSQL server of our own, without a database name."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        if os.environ.get("CI"):
+            pytest.fail("PostgreSQL is not installed; `make test` installs it")
+        pytest.skip("PostgreSQL is not installed; `make test` installs it")
+    # its server refuses to run as root
+    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    folder = Path(tempfile.mkdtemp(prefix="segnode-pg-", dir="/tmp"))
+    if user:
+        shutil.chown(folder, "postgres")
+    port = free_port()
+    data = str(folder / "data")
+    subprocess.run(
+        [*user, programs[-1] / "initdb", "-D", data, "-U", "segnode", "-A", "trust", "-N"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+    )
+    options = ["-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*user, programs[-1] / "postgres", "-D", data, *options], stderr=log, cwd="/"
+        )
+    try:
+        ready = [programs[-1] / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-t", "30"]
+        for _ in range(100):
+            if subprocess.run(ready, stdout=subprocess.DEVNULL, check=False).returncode == 0:
+                break
+        yield f"postgresql+psycopg://segnode@127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.sqlite"
+    from sqlalchemy import create_engine, text
+
+    server = request.getfixturevalue("postgresql")
+    name = f"test_{uuid.uuid4().hex}"
+    engine = create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"create database {name}"))
+    engine.dispose()
+    return f"{server}/{name}"
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    """An empty ledger with today's schema."""
+    ledger = Ledger(ledger_url)
+    ledger.migrate()
+    yield ledger
+    ledger.close()
