@@ -44,6 +44,8 @@ class Decision:
     instance_count: int
     verdicts: tuple[Verdict, ...]
     jobs: tuple[NewJob, ...]
+    final: bool = True
+    """False where the series is asked again, because no worker has the model yet, say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +135,7 @@ class IntakeLedger:
                     table.c.last_instance_at == decision.last_instance_at,
                 )
                 .values(
-                    decided_at=now_s(),
+                    decided_at=now_s() if decision.final else None,
                     study_uid=decision.study_uid,
                     series_uid=decision.series_uid,
                     instance_count=decision.instance_count,

@@ -76,9 +76,9 @@ class OutboxLedger:
         job, run = schema.job, schema.run
         with self._ledger.write() as connection:
             lost = connection.execute(
-                select(job.c.key, job.c.lane, job.c.deliveries, job.c.lease_owner).where(
-                    job.c.state == JobState.RUNNING, job.c.lease_until < now_s()
-                )
+                select(job.c.key, job.c.lane, job.c.deliveries, job.c.lease_owner)
+                .where(job.c.state == JobState.RUNNING, job.c.lease_until < now_s())
+                .with_for_update(skip_locked=True)
             ).all()
             for key, lane, delivered, owner in lost:
                 dead = delivered >= deliveries

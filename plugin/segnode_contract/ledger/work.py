@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection, select, update
 
-from segnode_contract.errors import SegnodeError, TransientError
+from segnode_contract.errors import ModelProcessDied, SegnodeError, TransientError
 from segnode_contract.findings import Findings
 from segnode_contract.job import Claim, JobState, Stage
 from segnode_contract.ledger import schema
@@ -203,14 +203,19 @@ class WorkLedger:
             _end_run(connection, claim, "done", None, peak_mb)
             record(connection, claim.key, self.worker, "done")
 
-    def failed(self, claim: Claim, error: SegnodeError, peak_mb: int) -> None:
-        """Close the run with an error: later again if that may help, else for good."""
+    def failed(self, claim: Claim, error: SegnodeError, peak_mb: int, deliveries: int = 3) -> None:
+        """Close the run with an error: later again if that may help, else for good.
+
+        A job under which the model process died `deliveries` times is dead.
+        """
         job = schema.job
+        died = isinstance(error, ModelProcessDied)
         with self._ledger.write() as connection:
-            attempts, lane = connection.execute(
-                select(job.c.attempts, job.c.lane).where(job.c.key == claim.key)
+            attempts, lane, delivered = connection.execute(
+                select(job.c.attempts, job.c.lane, job.c.deliveries).where(job.c.key == claim.key)
             ).one()
             again = isinstance(error, TransientError) and attempts < len(BACK_OFF_S)
+            again = again and not (died and delivered >= deliveries)
             wait = BACK_OFF_S[attempts] if again else 0
             if again:
                 state = JobState.QUEUED
@@ -221,8 +226,8 @@ class WorkLedger:
                 claim,
                 state=state,
                 attempts=attempts + 1,
-                # what counts against deliveries is a worker that died, not one that reported
-                deliveries=job.c.deliveries - (1 if again else 0),
+                # deliveries count deaths; a run that ended by itself takes its count back
+                deliveries=job.c.deliveries - (1 if again and not died else 0),
                 not_before=now_s() + wait,
                 lease_owner=None,
                 lease_until=None,

@@ -1,0 +1,57 @@
+"""Orthanc as the plugin sees it: REST calls inside the process, and one global property."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any, Protocol
+
+_ARCHIVE_ID = 5357  # a global property of ours; Orthanc keeps those below 1024 for itself
+_UNKNOWN_RESOURCE = (7, 17)  # InexistentItem, UnknownResource: orthanc.ErrorCode
+
+
+class OrthancModule(Protocol):
+    """The part of the `orthanc` module that reaches the archive (plugin 4.0 to 7.1)."""
+
+    OrthancException: type[Exception]
+
+    def RestApiGet(self, uri: str) -> bytes: ...  # Orthanc's name
+    def RestApiGetAfterPlugins(self, uri: str) -> bytes: ...  # Orthanc's name
+    def RestApiPost(self, uri: str, body: str) -> bytes: ...  # Orthanc's name
+    def GetGlobalProperty(self, number: int, default: str) -> str: ...
+    def SetGlobalProperty(self, number: int, value: str) -> None: ...
+
+
+class OrthancArchive:
+    """The archive that this plugin runs in."""
+
+    def __init__(self, orthanc: OrthancModule) -> None:
+        self._orthanc = orthanc
+
+    def get(self, uri: str) -> Any:
+        """Return the JSON at `uri`, None where the archive has nothing there."""
+        try:
+            return json.loads(self._orthanc.RestApiGet(uri))
+        except self._orthanc.OrthancException as error:
+            if error.args and error.args[0] in _UNKNOWN_RESOURCE:
+                return None
+            raise
+
+    def archive_id(self) -> str:
+        """Return the id that this index carries, giving it one at the first meeting.
+
+        A replaced index has none, so that its changes are read from the start.
+        """
+        known = self._orthanc.GetGlobalProperty(_ARCHIVE_ID, "")
+        if known:
+            return known
+        new = str(uuid.uuid4())
+        self._orthanc.SetGlobalProperty(_ARCHIVE_ID, new)
+        return new
+
+    def study(self, study_uid: str) -> dict[str, Any] | None:
+        """Return what Orthanc says of a study, by its Study Instance UID."""
+        found = json.loads(self._orthanc.RestApiPost("/tools/lookup", study_uid))
+        ids = [item["ID"] for item in found if item["Type"] == "Study"]
+        study: dict[str, Any] | None = self.get(f"/studies/{ids[0]}") if ids else None
+        return study

@@ -1,0 +1,66 @@
+"""Which routes take a series, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from segnode_contract.identity import content_digest, job_key
+from segnode_contract.job import NewJob
+from segnode_contract.ledger.intake import AnnouncedModel, Verdict
+from segnode_contract.settings import Route
+from segnode_plugin.facts import SeriesFacts
+
+
+def verdict(route: Route, facts: SeriesFacts) -> Verdict:
+    """Say whether `route` takes the series, with the condition that decided."""
+    reason = _refusal(route, facts)
+    return Verdict(route=route.name, taken=reason is None, reason=reason or "every condition holds")
+
+
+def _refusal(route: Route, facts: SeriesFacts) -> str | None:
+    if facts.modality != route.modality:
+        return f"Modality is {facts.modality or 'missing'}, {route.modality} is wanted"
+    if "LOCALIZER" in facts.image_type:
+        return "Image Type says LOCALIZER"
+    if len(facts.instance_uids) < route.min_instances:
+        return f"{len(facts.instance_uids)} instances, at least {route.min_instances} are wanted"
+    if route.body_parts and facts.body_part not in route.body_parts:
+        wanted = " or ".join(route.body_parts)
+        return f"Body Part Examined is {facts.body_part or 'missing'}, {wanted} is wanted"
+    return None
+
+
+def new_job(
+    route: Route, rank: int, facts: SeriesFacts, model: AnnouncedModel, last_instance_at: float
+) -> NewJob:
+    """Make the job of a route that took the series."""
+    return NewJob(
+        key=job_key(
+            series_uids=[facts.series_uid],
+            instance_uids=facts.instance_uids,
+            model=model.name,
+            model_digest=model.digest,
+            parameters={},
+            form="BINARY",
+        ),
+        study_uid=facts.study_uid,
+        series_uids=(facts.series_uid,),
+        content=content_digest(facts.instance_uids),
+        instance_count=len(facts.instance_uids),
+        route=route.name,
+        route_rank=rank,
+        model=model.name,
+        model_version=model.version,
+        model_digest=model.digest,
+        lane=route.lane,
+        last_instance_at=last_instance_at,
+    )
+
+
+def waiting_for(
+    routes: Sequence[Route], verdicts: Sequence[Verdict], models: Mapping[str, AnnouncedModel]
+) -> str | None:
+    """Return the name of a model that a taken route needs and no worker has announced yet."""
+    taken = {verdict.route for verdict in verdicts if verdict.taken}
+    wanted = [route.model for route in routes if route.name in taken]
+    return next((name for name in wanted if name not in models), None)

@@ -1,0 +1,88 @@
+"""The worker service's hold on its model process: starts it, restarts it, kills it on request."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_PASSED_ON = ("PATH", "LANG", "CUDA_VISIBLE_DEVICES", "SEGNODE_DEVICE", "OMP_NUM_THREADS")
+"""What the model process sees of our environment: no address and no password."""
+_RESTART_S = 1.0
+
+
+class ModelService:
+    """One model process, alive for as long as this object is.
+
+    Celery's parent owns it; children made by fork reach the process through `address`, and ask
+    for its end through `kill`.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="segnode-model-"))
+        self.address = str(self._folder / "socket")
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self.address)
+        self._listener.listen(64)
+        self._orders, self._calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._keep_alive, daemon=True),
+            threading.Thread(target=self._take_orders, daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start the process and the threads that watch it."""
+        self._process = self._spawn()
+        for thread in self._threads:
+            thread.start()
+
+    def kill(self) -> None:
+        """End the model process, from any child; it is started anew."""
+        self._calls.send(b"kill")
+
+    def stop(self) -> None:
+        """End the process for good."""
+        self._stopping.set()
+        self._end()
+        self._listener.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        fd = self._listener.fileno()
+        ends_with_us = ("/usr/bin/setpriv", "--pdeathsig", "KILL")
+        return subprocess.Popen(
+            [*ends_with_us, sys.executable, "-m", "segnode_models.server", str(fd)],
+            pass_fds=[fd],
+            env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def _keep_alive(self) -> None:
+        while not self._stopping.is_set():
+            process = self._process
+            if process is None or process.wait() is None or self._stopping.is_set():
+                return
+            log.warning("model process ended", extra={"status": process.returncode})
+            self._stopping.wait(_RESTART_S)
+            if not self._stopping.is_set():
+                self._process = self._spawn()
+
+    def _take_orders(self) -> None:
+        while self._orders.recv(16):
+            self._end()
+
+    def _end(self) -> None:
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.kill()
