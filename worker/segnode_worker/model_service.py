@@ -61,7 +61,7 @@ class ModelService:
         fd = self._listener.fileno()
         ends_with_us = ("/usr/bin/setpriv", "--pdeathsig", "KILL")
         return subprocess.Popen(
-            [*ends_with_us, sys.executable, "-m", "segnode_models.server", str(fd)],
+            [*ends_with_us, sys.executable, *self._program, str(fd)],
             pass_fds=[fd],
             env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
             cwd=self._folder,

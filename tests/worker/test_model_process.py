@@ -1,0 +1,111 @@
+"""The model process outlives what its models do, and a job learns what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pytest
+
+from segnode_contract.card import Card
+from segnode_contract.errors import ModelProcessDied, ModelTimeLimit, PermanentError
+from segnode_worker.model_client import ModelProcess
+from segnode_worker.model_service import ModelService
+
+PROGRAM = str(Path(__file__).parent / "odd_models.py")
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[ModelService]:
+    service = ModelService([PROGRAM])
+    service.start()
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def process(service: ModelService) -> ModelProcess:
+    return ModelProcess(service.address, service.kill)
+
+
+@pytest.fixture
+def cards(process: ModelProcess) -> dict[str, Card]:
+    return {model.card.name: model.card for model in process.models()}
+
+
+@pytest.fixture
+def volume() -> hd.Volume:
+    voxels = np.full((3, 4, 5), -1000, np.int16)
+    voxels[1, 2, 3] = 40
+    return hd.Volume(voxels, np.eye(4), coordinate_system="PATIENT")
+
+
+def test_labels_come_back_on_the_grid_of_the_volume(
+    process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    labels, _ = process.segment(cards["bright"], "bright", volume, {})
+    assert labels.shape == (1, 3, 4, 5)
+    assert np.argwhere(labels).tolist() == [[0, 1, 2, 3]]
+    assert labels.max() == 7
+
+
+def test_float_volumes_travel_too(
+    process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    halves = volume.with_array(volume.array.astype(np.float32) + 0.5)
+    labels, _ = process.segment(cards["bright"], "bright", halves, {})
+    assert labels.sum() == 7
+
+
+def test_a_hung_model_is_ended_and_the_next_job_is_served(
+    process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    with pytest.raises(ModelTimeLimit, match="longer than the 1 s"):
+        process.segment(cards["hangs"], "hangs", volume, {})
+    labels, _ = process.segment(cards["bright"], "bright", volume, {})
+    assert labels.any()
+
+
+def test_a_dying_model_process_is_named_and_started_anew(
+    process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    with pytest.raises(ModelProcessDied, match="in the middle of the job"):
+        process.segment(cards["dies"], "dies", volume, {})
+    labels, _ = process.segment(cards["bright"], "bright", volume, {})
+    assert labels.any()
+
+
+def test_a_models_exception_is_coded_and_its_text_stays_inside(
+    process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    with pytest.raises(PermanentError) as raised:
+        process.segment(cards["raises"], "raises", volume, {})
+    assert raised.value.code == "model-failed"
+    assert "RuntimeError" in raised.value.sentence
+    assert "DOE" not in raised.value.sentence
+
+
+def test_an_unknown_digest_is_refused(
+    process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    with pytest.raises(PermanentError) as raised:
+        process.segment(cards["bright"], "unheard", volume, {})
+    assert raised.value.code == "unknown-model"
+
+
+def test_the_process_sees_no_address_and_no_password(
+    monkeypatch: pytest.MonkeyPatch, volume: hd.Volume
+) -> None:
+    monkeypatch.setenv("SEGNODE_ARCHIVE_PASSWORD", "secret")
+    monkeypatch.setenv("SEGNODE_LEDGER_URL", "sqlite://")
+    service = ModelService([PROGRAM])
+    service.start()
+    try:
+        process = ModelProcess(service.address, service.kill)
+        card = next(m.card for m in process.models() if m.card.name == "tells")
+        _, findings = process.segment(card, "tells", volume, {})
+    finally:
+        service.stop()
+    assert findings.withheld[0].reason == ""
