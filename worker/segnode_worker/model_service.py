@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -24,9 +25,15 @@ class ModelService:
 
     Celery's parent owns it; children made by fork reach the process through `address`, and ask
     for its end through `kill`.
+
+    Parameters
+    ----------
+    program
+        Arguments to Python that start it; the listening socket's number is added.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, program: Sequence[str] = ("-m", "segnode_models.server")) -> None:
+        self._program = program
         self._folder = Path(tempfile.mkdtemp(prefix="segnode-model-"))
         self.address = str(self._folder / "socket")
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -54,7 +61,11 @@ class ModelService:
         """End the process for good."""
         self._stopping.set()
         self._end()
-        self._listener.close()
+        self._calls.send(b"")
+        for thread in self._threads:
+            thread.join()
+        for end in (self._listener, self._orders, self._calls):
+            end.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
