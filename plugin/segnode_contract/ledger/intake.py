@@ -56,6 +56,7 @@ class AnnouncedModel:
     version: str
     digest: str
     card: str
+    announced_at: float
 
 
 class IntakeLedger:
@@ -163,7 +164,11 @@ class IntakeLedger:
             rows = connection.execute(select(table).order_by(table.c.announced_at)).all()
         return {
             row.name: AnnouncedModel(
-                name=row.name, version=row.version, digest=row.digest, card=row.card
+                name=row.name,
+                version=row.version,
+                digest=row.digest,
+                card=row.card,
+                announced_at=row.announced_at,
             )
             for row in rows
         }
