@@ -43,7 +43,13 @@ def start(orthanc: Any) -> None:
     service = Service([intake.tick, dispatch.tick])
 
     adapter = Adapter(orthanc)
-    pages = [qido_shim(orthanc.RestApiGetAfterPlugins, adapter.decodes)]
+    pages = [
+        qido_shim(
+            orthanc.RestApiGetAfterPlugins,
+            refusal=orthanc.OrthancException,
+            decodes=adapter.decodes,
+        )
+    ]
     viewer = os.environ.get("SEGNODE_OHIF")
     if viewer:
         pages.append(ohif_pages(Path(viewer), CONFIG / "ohif.js"))

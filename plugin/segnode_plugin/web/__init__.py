@@ -1,0 +1,1 @@
+"""Pages, viewer and searches: one WSGI application, and a thin adapter to Orthanc."""
