@@ -74,7 +74,7 @@ class Adapter:
         except Exception as error:  # Orthanc's callback: nothing may fall through to its log
             # the text may quote what a DICOM file says
             log.error("page failed", extra={"error": type(error).__name__})
-            output.SendHttpStatus(500, b"segnode failed to make this page.")
+            _send_status(output, 500, b"segnode failed to make this page.")
 
     def _environ(self, uri: str, request: Mapping[str, Any]) -> dict[str, Any]:
         headers: Mapping[str, str] = request.get("headers", {})
@@ -127,7 +127,7 @@ def _send(output: Any, body: bytes, status: int, headers: Headers) -> None:
         output.Redirect(headers["Location"].lstrip("/"))
     else:
         output.SetHttpHeader("Content-Type", content_type)
-        output.SendHttpStatus(status, body)
+        _send_status(output, status, body)
 
 
 class _Nowhere:
@@ -135,3 +135,7 @@ class _Nowhere:
 
     def write(self, text: str) -> None: ...
     def flush(self) -> None: ...
+
+
+def _send_status(output: Any, status: int, body: bytes) -> None:
+    output.SendHttpStatus(status, body.decode(), len(body))
