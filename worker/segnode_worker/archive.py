@@ -1,0 +1,246 @@
+"""Where studies live: any archive with DICOMweb. Success is what reads back, never a status."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import warnings
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import urllib3
+from pydicom import Dataset, dcmread
+from urllib3.exceptions import HTTPError
+
+from segnode_contract.errors import (
+    ArchiveUnavailable,
+    SetupError,
+    StoreRefused,
+    TransientError,
+    UidCollision,
+)
+from segnode_worker.multipart import BrokenMultipart, body, parts
+
+_ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+_CHUNK = 1 << 20
+_LATER = (408, 425, 429)
+_OUT_OF_RESOURCES = 0xA7  # the high byte of a failure reason, PS3.4 B.2.3
+
+
+class Archive(Protocol):
+    """Where studies live. `DicomWebArchive` in service, `FolderArchive` without a server."""
+
+    def fetch_series(self, study_uid: str, series_uid: str) -> list[bytes]:
+        """Return the instances as Part 10 files, none where the archive lacks the series."""
+
+    def fetch_instance(self, study_uid: str, series_uid: str, instance_uid: str) -> bytes | None:
+        """Return one instance as a Part 10 file, None where the archive lacks it."""
+
+    def store(self, study_uid: str, data: bytes) -> None:
+        """Hand over one instance; whether it is there is for `confirm` to say."""
+
+
+class DicomWebArchive:
+    """An archive that speaks DICOMweb (PS3.18 10.4, 10.5).
+
+    Nothing is asked for or sent with gzip: Orthanc 1.10 takes seven times as long to send it, and
+    every version tried answers 200 to a compressed store and keeps nothing.
+
+    Parameters
+    ----------
+    url
+        Its root, ``http://127.0.0.1:8042/dicom-web``, say.
+    user, password
+        For HTTP's basic authentication.
+    timeout_s
+        How long an answer may stay silent.
+    """
+
+    def __init__(self, url: str, user: str, password: str, timeout_s: float = 120) -> None:
+        self._url = url.rstrip("/")
+        self._headers = urllib3.make_headers(
+            basic_auth=f"{user}:{password}", accept_encoding="identity"
+        )
+        self._pool = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=10, read=timeout_s),
+            # a kept connection may close just as it is used; only what changes nothing is repeated
+            retries=urllib3.Retry(
+                total=2, read=1, redirect=False, allowed_methods={"GET"}, backoff_factor=0.2
+            ),
+        )
+
+    def fetch_series(self, study_uid: str, series_uid: str) -> list[bytes]:
+        """Return the instances in the transfer syntaxes that they are kept in (WADO-RS).
+
+        Raises
+        ------
+        ArchiveUnavailable
+            If it does not answer, or breaks off.
+        SetupError
+            If it refuses the password, or does not speak DICOMweb at this address.
+        """
+        return self._get(f"/studies/{quote(study_uid)}/series/{quote(series_uid)}")
+
+    def fetch_instance(self, study_uid: str, series_uid: str, instance_uid: str) -> bytes | None:
+        """Return one instance; raises as `fetch_series`."""
+        series = f"/studies/{quote(study_uid)}/series/{quote(series_uid)}"
+        found = self._get(f"{series}/instances/{quote(instance_uid)}")
+        return found[0] if found else None
+
+    def store(self, study_uid: str, data: bytes) -> None:
+        """Store one instance (STOW-RS).
+
+        Raises
+        ------
+        StoreRefused
+            If the answer does not list the instance among those stored, whatever its status.
+        ArchiveUnavailable, SetupError
+            As `fetch_series`.
+        """
+        _, instance_uid = result_uids(data)
+        boundary = secrets.token_hex(16)
+        kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
+        headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
+        answer = self._ask("POST", f"/studies/{quote(study_uid)}", headers, body(boundary, data))
+        try:
+            text = self._read(answer)
+        finally:
+            answer.release_conn()
+        self._check_status(answer.status)
+        _check_stored(text, instance_uid, answer.status)
+
+    def _get(self, path: str) -> list[bytes]:
+        answer = self._ask("GET", path, {"Accept": _ACCEPT})
+        try:
+            if answer.status == 404:
+                return []
+            self._check_status(answer.status)
+            if answer.status != 200:
+                raise self._not_dicomweb(f"answers {answer.status}")
+            return list(parts(answer.headers.get("Content-Type", ""), answer.stream(_CHUNK)))
+        except BrokenMultipart as error:
+            raise ArchiveUnavailable(
+                f"The archive at {self._url} broke off in the middle of an answer: {error}. See "
+                "its log."
+            ) from error
+        except HTTPError as error:
+            raise self._unavailable(error) from error
+        finally:
+            # what is left of an answer must not be taken for the next one
+            answer.close()
+
+    def _ask(
+        self, method: str, path: str, headers: Mapping[str, str], content: bytes | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        try:
+            return self._pool.request(
+                method,
+                self._url + path,
+                headers={**self._headers, **headers},
+                body=content,
+                preload_content=False,
+                redirect=False,
+            )
+        except HTTPError as error:
+            raise self._unavailable(error) from error
+
+    def _read(self, answer: urllib3.BaseHTTPResponse) -> bytes:
+        try:
+            return answer.read()
+        except HTTPError as error:
+            raise self._unavailable(error) from error
+
+    def _check_status(self, status: int) -> None:
+        if status in (401, 403):
+            raise SetupError(
+                f"The archive at {self._url} refuses the worker's user ({status}); set its name "
+                "and password as the archive has them.",
+                code="archive-password",
+            )
+        if status >= 500 or status in _LATER:
+            raise ArchiveUnavailable(
+                f"The archive at {self._url} answers {status}; see its log, and whether its disk "
+                "is full."
+            )
+        if 300 <= status < 400:
+            raise self._not_dicomweb(f"answers {status}, a redirect")
+
+    def _not_dicomweb(self, what: str) -> SetupError:
+        return SetupError(
+            f"The archive at {self._url} {what}; set the address of its DICOMweb root.",
+            code="archive-address",
+        )
+
+    def _unavailable(self, error: HTTPError) -> ArchiveUnavailable:
+        return ArchiveUnavailable(
+            f"The archive at {self._url} does not answer ({type(error).__name__}); see whether it "
+            "runs and whether this is its address."
+        )
+
+
+def confirm(archive: Archive, study_uid: str, data: bytes) -> None:
+    """Read a stored instance back and compare it with what was sent.
+
+    An archive may write an object anew, so that equal content counts where the bytes differ.
+
+    Raises
+    ------
+    ArchiveUnavailable
+        If it is not there, or not yet.
+    UidCollision
+        If the archive holds other content under the same UID.
+    """
+    series_uid, instance_uid = result_uids(data)
+    kept = archive.fetch_instance(study_uid, series_uid, instance_uid)
+    if kept is None:
+        raise ArchiveUnavailable(f"The archive does not have the result {instance_uid} (yet).")
+    if kept != data and not _same_content(kept, data):
+        raise UidCollision(
+            f"The archive holds other content under the UID {instance_uid} of this result, and "
+            "keeps it; see where it came from, and delete it there if it is wrong."
+        )
+
+
+def result_uids(data: bytes) -> tuple[str, str]:
+    """Return the Series and the SOP Instance UID of a Part 10 file."""
+    tags = ["SeriesInstanceUID", "SOPInstanceUID"]
+    head = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=tags)
+    return str(head.SeriesInstanceUID), str(head.SOPInstanceUID)
+
+
+def _same_content(kept: bytes, sent: bytes) -> bool:
+    with warnings.catch_warnings():
+        # pydicom's warnings quote values, which may be a patient's
+        warnings.simplefilter("ignore")
+        return bool(dcmread(BytesIO(kept)) == dcmread(BytesIO(sent)))
+
+
+def _check_stored(text: bytes, instance_uid: str, status: int) -> None:
+    """Look for our instance in the answer to a store (PS3.18 I.2.2)."""
+    try:
+        answer = Dataset.from_json(json.loads(text))
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise StoreRefused(
+            f"The archive answered {status} to the result {instance_uid} and did not say what it "
+            "stored; see its log."
+        ) from error
+    if instance_uid in _listed(answer, "ReferencedSOPSequence"):
+        return
+    reason = _listed(answer, "FailedSOPSequence").get(instance_uid)
+    said = "without a reason" if reason is None else f"for the reason {reason:04X}H"
+    refusal: type[StoreRefused | TransientError] = StoreRefused
+    if reason is not None and reason >> 8 == _OUT_OF_RESOURCES:
+        refusal = ArchiveUnavailable
+    raise refusal(
+        f"The archive answered {status} and did not store the result {instance_uid}, {said}; see "
+        "its log, and whether it takes Segmentation objects."
+    )
+
+
+def _listed(answer: Dataset, keyword: str) -> dict[str, Any]:
+    return {
+        item.ReferencedSOPInstanceUID: item.get("FailureReason")
+        for item in answer.get(keyword) or []
+    }

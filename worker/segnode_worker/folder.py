@@ -1,0 +1,125 @@
+"""A folder of files in place of an archive: for `segnode segment`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydicom import Dataset, dcmread
+
+from segnode_contract.errors import BrokenInstance, SetupError
+from segnode_worker.archive import result_uids
+from segnode_worker.instance import BROKEN
+
+_TAGS = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Modality"]
+
+
+class FolderArchive:
+    """Reads images from one folder and below it, and writes results to another.
+
+    Parameters
+    ----------
+    folder_in
+        The images, or one file.
+    folder_out
+        Gets a file per result, named by its SOP Instance UID; one of an earlier run is replaced.
+    """
+
+    def __init__(self, folder_in: Path, folder_out: Path) -> None:
+        self._in = folder_in
+        self._out = folder_out
+
+    def series(self) -> Counter[tuple[str, str, str]]:
+        """Return the study and series UID and modality of every series, with its instances' number.
+
+        Raises
+        ------
+        SetupError
+            If there is no such folder, or no DICOM file in it.
+        BrokenInstance
+            Naming a DICOM file that does not parse.
+        """
+        found = Counter(
+            (str(h.StudyInstanceUID), str(h.SeriesInstanceUID), str(h.get("Modality") or ""))
+            for _, h in self._images()
+        )
+        if not found:
+            raise SetupError(
+                f"There is no DICOM file in {self._in}; name a folder that has some.",
+                code="no-dicom",
+            )
+        return found
+
+    def fetch_series(self, study_uid: str, series_uid: str) -> list[bytes]:
+        """Return the files of one series; raises as `series`."""
+        wanted = (study_uid, series_uid)
+        return [
+            path.read_bytes()
+            for path, head in self._images()
+            if (head.StudyInstanceUID, head.SeriesInstanceUID) == wanted
+        ]
+
+    def fetch_instance(self, study_uid: str, series_uid: str, instance_uid: str) -> bytes | None:
+        """Return one result; study and series are of no account here."""
+        path = self._out / f"{instance_uid}.dcm"
+        return path.read_bytes() if path.is_file() else None
+
+    def store(self, study_uid: str, data: bytes) -> None:
+        """Write one result whole or not at all.
+
+        Raises
+        ------
+        SetupError
+            If the folder cannot be written, or the disk is full.
+        """
+        _, instance_uid = result_uids(data)
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+            _write_whole(self._out / f"{instance_uid}.dcm", data)
+        except OSError as error:
+            raise SetupError(
+                f"The result cannot be written to {self._out}: {error.strerror}.", code="folder"
+            ) from error
+
+    def _images(self) -> Iterator[tuple[Path, Dataset]]:
+        if not self._in.exists():
+            raise SetupError(f"There is no folder {self._in}.", code="no-folder")
+        paths = [self._in] if self._in.is_file() else sorted(self._in.rglob("*"))
+        for path in paths:
+            if path.is_file() and (head := _head(path)) is not None:
+                yield path, head
+
+
+def _head(path: Path) -> Dataset | None:
+    """Return the identity of a DICOM file, None where the file is something else."""
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            start = file.read(132)
+            if start[128:] != b"DICM":
+                return None
+            file.seek(0)
+            head = dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
+            return head if "SeriesInstanceUID" in head else None
+    except BROKEN as error:
+        raise BrokenInstance(
+            f"The file {path} cannot be read as DICOM ({type(error).__name__}); take it out of the "
+            "folder, or send it again from where it came."
+        ) from error
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,66 @@
+"""`multipart/related` as DICOMweb uses it (PS3.18 8.6, RFC 2387)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from email.message import Message
+
+_LONGEST_HEADER = 1 << 16
+
+
+class BrokenMultipart(ValueError):
+    """The body is not multipart, or ends before its closing boundary."""
+
+
+def parts(content_type: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Give the bodies of the parts as they arrive, holding one part at a time.
+
+    Parameters
+    ----------
+    content_type
+        The header of the whole answer, which names the boundary.
+    chunks
+        The body in pieces of any size.
+
+    Raises
+    ------
+    BrokenMultipart
+        If there is no boundary, or the closing one is missing.
+    """
+    delimiter = b"\r\n--" + _boundary(content_type)
+    # the first boundary may stand at the very start, without a line break before it
+    buffer, searched, preamble = bytearray(b"\r\n"), 0, True
+    for chunk in chunks:
+        buffer += chunk
+        while (end := buffer.find(delimiter, searched)) >= 0:
+            if not preamble:
+                yield _body(buffer, end)
+            del buffer[: end + len(delimiter)]
+            searched, preamble = 0, False
+        searched = max(0, len(buffer) - len(delimiter))
+    if preamble or not buffer.startswith(b"--"):
+        raise BrokenMultipart("the body ends before its closing boundary")
+
+
+def body(boundary: str, content: bytes) -> bytes:
+    """Return a body of one part, `content`, a DICOM file."""
+    head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n"
+    return b"".join([head.encode(), content, f"\r\n--{boundary}--\r\n".encode()])
+
+
+def _boundary(content_type: str) -> bytes:
+    message = Message()
+    message["Content-Type"] = content_type
+    boundary = message.get_boundary()
+    if message.get_content_maintype() != "multipart" or not boundary:
+        raise BrokenMultipart(f"the content type is {content_type!r}")
+    return boundary.encode()
+
+
+def _body(buffer: bytearray, end: int) -> bytes:
+    """Return what follows the header of the part that ends at `end`."""
+    start = buffer.find(b"\r\n\r\n", 0, min(end, _LONGEST_HEADER))
+    if start < 0:
+        raise BrokenMultipart("a part has no header")
+    with memoryview(buffer) as view:
+        return bytes(view[start + 4 : end])

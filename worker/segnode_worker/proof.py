@@ -1,0 +1,186 @@
+"""Proof that an encoded segmentation holds the labels, by another way than the one that wrote it.
+
+Nothing here uses highdicom or the writer's own modules.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
+
+from segnode_contract.card import Card, Segment
+from segnode_contract.errors import ProofFailed
+from segnode_contract.findings import Findings
+from segnode_worker.stack import Stack
+
+_SAME_PLACE_MM = 0.01
+_SAME = ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName")
+
+
+def prove(
+    data: bytes, stack: Stack, labels: NDArray[np.uint8], card: Card, findings: Findings
+) -> None:
+    """Compare an encoded segmentation with the labels, voxel by voxel.
+
+    Parameters
+    ----------
+    data
+        What `encode` gave.
+    stack, labels, card, findings
+        What `encode` was given.
+
+    Raises
+    ------
+    ProofFailed
+        Naming the segment and the slice that differ.
+    """
+    with warnings.catch_warnings():
+        # pydicom's warnings quote values, which may be a patient's
+        warnings.simplefilter("ignore")
+        made = dcmread(BytesIO(data))
+        _prove_head(made, stack, labels)
+        _prove_segments(made.SegmentSequence, card)
+        _prove_references(made, stack.sources)
+        withheld = {item.segment for item in findings.withheld}
+        shown = {s.number: s for s in card.segments if s.number not in withheld}
+        held = _prove_frames(made, stack, labels, shown or {1: card.segments[0]})
+    _prove_complete(held, labels, shown)
+
+
+def _prove_head(made: Dataset, stack: Stack, labels: NDArray[np.uint8]) -> None:
+    source = stack.sources[0]
+    for keyword in _SAME:
+        if _bytes_of(made, keyword) != _bytes_of(source, keyword):
+            raise ProofFailed(f"{keyword} of the result is not that of its images.")
+    shared = made.SharedFunctionalGroupsSequence[0]
+    plane, pixels = shared.PlaneOrientationSequence[0], shared.PixelMeasuresSequence[0]
+    pairs = {
+        "size": ((made.Rows, made.Columns), labels.shape[2:]),
+        "orientation": (plane.ImageOrientationPatient, source.ImageOrientationPatient),
+        "pixel spacing": (pixels.PixelSpacing, source.PixelSpacing),
+        "slice spacing": (pixels.SpacingBetweenSlices, stack.volume.spacing_between_slices),
+        "bit depth": ((made.BitsAllocated, made.BitsStored), (1, 1)),
+    }
+    for name, (has, needs) in pairs.items():
+        if not np.allclose(np.array(has, float), np.array(needs, float), rtol=0, atol=1e-5):
+            raise ProofFailed(f"The {name} of the result is {has}; that of its images is {needs}.")
+
+
+def _bytes_of(dataset: Dataset, keyword: str) -> bytes:
+    """Return a text as it is written, before any character set has its say."""
+    if keyword not in dataset:
+        return b""
+    element = dataset.get_item(keyword)
+    raw = element.value if isinstance(element, RawDataElement) else str(element.value).encode()
+    return (raw or b"").rstrip(b" \0")
+
+
+def _prove_segments(segments: Sequence[Dataset], card: Card) -> None:
+    """Compare what each number stands for: a code in another's place is the worst of errors."""
+    numbers = [int(item.SegmentNumber) for item in segments]
+    if numbers != [segment.number for segment in card.segments]:
+        raise ProofFailed(f"The result lists the segments {numbers}, not those of its model.")
+    for item, segment in zip(segments, card.segments, strict=True):
+        kind = item.SegmentedPropertyTypeCodeSequence[0]
+        modifiers = kind.get("SegmentedPropertyTypeModifierCodeSequence") or []
+        said = (
+            (kind.CodeValue, kind.CodingSchemeDesignator),
+            tuple(modifier.CodeValue for modifier in modifiers),
+            tuple(item.RecommendedDisplayCIELabValue),
+        )
+        meant = (
+            (segment.type.value, segment.type.scheme),
+            tuple(modifier.value for modifier in segment.modifiers),
+            segment.colour,
+        )
+        if said != meant:
+            raise ProofFailed(
+                f"Segment {segment.number} says {said}, and its model's card {meant}."
+            )
+
+
+def _prove_references(made: Dataset, sources: Sequence[Dataset]) -> None:
+    """Compare the images that the result as a whole says it was made from."""
+    meant = {(s.SeriesInstanceUID, s.SOPInstanceUID) for s in sources}
+    said = {
+        (series.SeriesInstanceUID, instance.ReferencedSOPInstanceUID)
+        for series in made.ReferencedSeriesSequence
+        for instance in series.ReferencedInstanceSequence
+    }
+    if said != meant:
+        raise ProofFailed(
+            f"The result refers to {len(said)} images, of which {len(said & meant)} are among its "
+            f"{len(meant)} sources."
+        )
+
+
+def _prove_frames(
+    made: Dataset, stack: Stack, labels: NDArray[np.uint8], shown: Mapping[int, Segment]
+) -> set[tuple[int, int]]:
+    """Compare every frame; return the pairs of segment number and slice that have one."""
+    groups, size = made.PerFrameFunctionalGroupsSequence, labels.shape[2] * labels.shape[3]
+    if len(groups) != made.NumberOfFrames or len(made.PixelData) * 8 < len(groups) * size:
+        raise ProofFailed(
+            f"The result says that it has {made.NumberOfFrames} frames, describes {len(groups)} "
+            f"and holds {len(made.PixelData)} bytes of pixels."
+        )
+    positions = np.array([source.ImagePositionPatient for source in stack.sources], float)
+    held: set[tuple[int, int]] = set()
+    for place, group in enumerate(groups):
+        number = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        slice_ = _slice_of(group, positions, stack.sources, number)
+        if number not in shown or (number, slice_) in held:
+            raise ProofFailed(
+                f"Segment {number} has a frame in slice {slice_ + 1} that it should not have."
+            )
+        held.add((number, slice_))
+        segment = shown[number]
+        wrong = np.count_nonzero(
+            _bits(made.PixelData, place * size, size)
+            != (labels[segment.plane, slice_].reshape(-1) == segment.value)
+        )
+        if wrong:
+            raise ProofFailed(
+                f"Segment {number} differs from the labels in {wrong} voxels of slice {slice_ + 1}."
+            )
+    return held
+
+
+def _slice_of(
+    group: Dataset, positions: NDArray[np.float64], sources: Sequence[Dataset], number: int
+) -> int:
+    """Return the slice of a frame; its position and the image that it names must agree."""
+    position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
+    distances = np.linalg.norm(positions - position, axis=1)
+    slice_ = int(distances.argmin())
+    if distances[slice_] > _SAME_PLACE_MM:
+        raise ProofFailed(f"Segment {number} has a frame at {position} mm, where no slice lies.")
+    images = group.DerivationImageSequence[0].SourceImageSequence
+    named = [image.ReferencedSOPInstanceUID for image in images]
+    if named != [sources[slice_].SOPInstanceUID]:
+        raise ProofFailed(
+            f"Segment {number} names the image {', '.join(named)} in slice {slice_ + 1}, where "
+            f"{sources[slice_].SOPInstanceUID} lies."
+        )
+    return slice_
+
+
+def _bits(packed: bytes, first: int, count: int) -> NDArray[np.bool_]:
+    """Return `count` bits from bit `first` on, the lowest bit of each byte first (PS3.5 8.1.1)."""
+    some = np.frombuffer(packed[first // 8 : (first + count + 7) // 8], np.uint8)
+    return np.unpackbits(some, bitorder="little")[first % 8 :][:count].view(np.bool_)
+
+
+def _prove_complete(
+    held: set[tuple[int, int]], labels: NDArray[np.uint8], shown: Mapping[int, Segment]
+) -> None:
+    for number, segment in shown.items():
+        for slice_ in range(labels.shape[1]):
+            if (number, slice_) not in held and segment.value in labels[segment.plane, slice_]:
+                raise ProofFailed(f"Segment {number} lacks its voxels in slice {slice_ + 1}.")

@@ -1,0 +1,279 @@
+"""From label planes to a DICOM Segmentation: binary, all segments of a card in one object."""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from io import BytesIO
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmwrite
+from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import DSfloat
+
+from segnode_contract.card import Card, Code, Segment
+from segnode_contract.findings import Findings
+from segnode_contract.identity import derived_uid
+from segnode_worker.frames import Frame, element, frames_of, functional_groups, packed_pixels
+from segnode_worker.stack import Stack
+from segnode_worker.study import copy_study
+
+SERIES_NUMBERS = 9000
+"""Results are numbered from here, below the images in a viewer's list."""
+
+_PER_FRAME_GROUPS = 0x52009230
+_PIXEL_DATA = 0x7FE00010
+_GEOMETRY = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Modality",
+    "Rows",
+    "Columns",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+_PATIENT = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultIdentity:
+    """Who made a result, and under which identity."""
+
+    job_key: str
+    model_digest: str
+    node_id: str
+    series_number: int = SERIES_NUMBERS
+    node_version: str = field(default_factory=lambda: version("segnode"))
+
+
+def encode(  # noqa: PLR0917 - the arguments follow the road of a job
+    stack: Stack,
+    labels: NDArray[np.uint8],
+    card: Card,
+    findings: Findings,
+    identity: ResultIdentity,
+    made_at: datetime,
+) -> bytes:
+    """Return the segmentation as a Part 10 file (PS3.3 A.51, C.8.20).
+
+    The same arguments give the same bytes. Every segment of the card is listed under its number;
+    one that the model left out, or did not find, has no frames and says so in its description. A
+    segment left out says so in its label too, since that is what viewers show. Where nothing at
+    all was found there is one empty frame, since an object must have one.
+
+    Parameters
+    ----------
+    stack
+        The images.
+    labels
+        Shape ``(planes, slices, rows, columns)``, on the grid of `stack.volume`.
+    card, findings
+        Of the model that made the labels.
+    identity
+        Decides every UID of the object.
+    made_at
+        Written as the date of content, series and instance, in the zone that it has.
+
+    Raises
+    ------
+    ModelFailed
+        If there are voxels of a segment that `findings` says was left out.
+    """
+    withheld = {item.segment: item.reason for item in findings.withheld}
+    found = frames_of(labels, card, withheld)
+    frames = found or [_empty_frame(card, withheld)]
+    with warnings.catch_warnings():
+        # pydicom's warnings quote values, which may be a patient's
+        warnings.simplefilter("ignore")
+        head = _head(stack, card, _descriptions(found, card, withheld, identity), identity)
+        _set_dates(head, made_at)
+        head.SegmentsOverlap = "YES" if _overlap(labels) else "NO"
+        head.NumberOfFrames = len(frames)
+        stream = BytesIO()
+        dcmwrite(stream, head, enforce_file_format=True)
+        groups = list(functional_groups(frames, stack.sources))
+    # both tags are higher than any of the head, so that they stand at the file's end
+    return b"".join(
+        [
+            stream.getvalue(),
+            *element(_PER_FRAME_GROUPS, b"SQ", groups),
+            *element(_PIXEL_DATA, b"OB", list(packed_pixels(labels, frames))),
+        ]
+    )
+
+
+def _head(
+    stack: Stack,
+    card: Card,
+    descriptions: Sequence[hd.seg.SegmentDescription],
+    identity: ResultIdentity,
+) -> Dataset:
+    """Let highdicom write all but the frames, from an object of one frame.
+
+    It sees the images' geometry and not their patient, whose attributes need not be valid.
+    """
+    volume, key, first = stack.volume, identity.job_key, stack.sources[0]
+    thickness = float(first.get("SliceThickness") or volume.spacing_between_slices)
+    one_frame = np.zeros((1, *volume.spatial_shape[1:]), np.uint8)
+    one_frame[0, 0, 0] = 1
+    made = hd.seg.Segmentation(
+        source_images=[_geometry_of(source, thickness) for source in stack.sources],
+        pixel_array=one_frame,
+        plane_positions=[volume.get_plane_position(0)],
+        segmentation_type="BINARY",
+        segment_descriptions=descriptions,
+        series_instance_uid=derived_uid(key, "series"),
+        series_number=identity.series_number,
+        sop_instance_uid=derived_uid(key, "seg"),
+        instance_number=1,
+        manufacturer="segnode",
+        manufacturer_model_name=_ascii(card.name),
+        software_versions="segnode",
+        device_serial_number=_ascii(identity.node_id),
+        content_label=card.content_label,
+        content_description="Made by a machine, for research; verified by nobody",
+        content_qualification="RESEARCH",
+        series_description=_series_description(card),
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        specific_character_set=None,
+    )
+    head = Dataset(made)
+    head.preamble, head.file_meta = made.preamble, made.file_meta
+    head.SoftwareVersions = [
+        f"segnode {identity.node_version}",
+        _ascii(f"{card.name} {card.version}"),
+        identity.model_digest[:16],
+    ]
+    del head.PerFrameFunctionalGroupsSequence, head.PixelData
+    shared = head.SharedFunctionalGroupsSequence[0]
+    spacing = DSfloat(volume.spacing_between_slices, auto_format=True)
+    shared.PixelMeasuresSequence[0].SpacingBetweenSlices = spacing
+    # highdicom puts these there where there is one segment
+    shared.pop("SegmentIdentificationSequence", None)
+    head.pop("DimensionOrganizationType", None)
+    dimensions = derived_uid(key, "dimensions")
+    for item in (*head.DimensionOrganizationSequence, *head.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
+    copy_study(first, head)
+    return head
+
+
+def _empty_frame(card: Card, withheld: Mapping[int, str]) -> Frame:
+    shown = [segment for segment in card.segments if segment.number not in withheld]
+    return Frame(segment=(shown or card.segments)[0], slice=0)
+
+
+def _geometry_of(source: Dataset, thickness: float) -> Dataset:
+    image = Dataset()
+    image.SliceThickness = thickness
+    for keyword in _PATIENT:
+        setattr(image, keyword, None)
+    for keyword in _GEOMETRY:
+        if keyword in source:
+            image[keyword] = source[keyword]
+    return image
+
+
+def _descriptions(
+    frames: Sequence[Frame],
+    card: Card,
+    withheld: Mapping[int, str],
+    identity: ResultIdentity,
+) -> list[hd.seg.SegmentDescription]:
+    found = {frame.segment.number for frame in frames}
+    descriptions = []
+    for segment in card.segments:
+        number = segment.number
+        description = _description(segment, card, identity)
+        if number in withheld:
+            description.SegmentLabel = _ascii(segment.label, 51) + " (left out)"
+            description.SegmentDescription = _ascii(withheld[number], 1024)
+        elif number not in found:
+            description.SegmentDescription = "Not found in these images."
+        descriptions.append(description)
+    return descriptions
+
+
+def _description(
+    segment: Segment, card: Card, identity: ResultIdentity
+) -> hd.seg.SegmentDescription:
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=_ascii(card.name),
+        version=_ascii(card.version),
+        family=(
+            codes.cid7162.MorphologicalOperations
+            if card.kind == "builtin"
+            else codes.cid7162.ArtificialIntelligence
+        ),
+        source="segnode",
+        parameters={"digest": f"sha256:{identity.model_digest}"},
+    )
+    description = hd.seg.SegmentDescription(
+        segment_number=segment.number,
+        segment_label=_ascii(segment.label),
+        segmented_property_category=_concept(segment.category),
+        segmented_property_type=_concept(segment.type),
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=algorithm,
+        tracking_id=f"{_ascii(card.name)}/{segment.number}/{identity.job_key[:16]}",
+        tracking_uid=derived_uid(identity.job_key, f"tracking/{segment.number}"),
+    )
+    description.RecommendedDisplayCIELabValue = list(segment.colour)
+    if segment.modifiers:
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [_concept(m) for m in segment.modifiers]
+    return description
+
+
+def _concept(code: Code) -> hd.sr.CodedConcept:
+    return hd.sr.CodedConcept(code.value, code.scheme, _ascii(code.meaning))
+
+
+def _series_description(card: Card) -> str:
+    tail = " - unverified, research"
+    return _ascii(f"AI {card.name} v{card.version}", 64 - len(tail)) + tail
+
+
+def _set_dates(head: Dataset, made_at: datetime) -> None:
+    date, time = made_at.strftime("%Y%m%d"), made_at.strftime("%H%M%S.%f")
+    for what in ("InstanceCreation", "Content", "Series"):
+        setattr(head, f"{what}Date", date)
+        setattr(head, f"{what}Time", time)
+    for equipment in head.ContributingEquipmentSequence:
+        equipment.ContributionDateTime = date + time
+
+
+def _overlap(labels: NDArray[np.uint8]) -> bool:
+    """Return whether any voxel lies in segments of two planes."""
+    return any(
+        np.count_nonzero(labels[:, number], axis=0).max() > 1 for number in range(labels.shape[1])
+    )
+
+
+def _ascii(text: str, limit: int = 64) -> str:
+    """Return a text of ours as any character set of the images can hold it."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return plain.encode("ascii", "replace").decode()[:limit].strip()

@@ -1,0 +1,224 @@
+"""From the files of a series to one volume of Hounsfield units."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID
+
+from segnode_contract.errors import UnsuitableSeries
+from segnode_worker.geometry import Arrangement, arrange
+from segnode_worker.instance import BROKEN, Instance, parse_instance, stored_values
+
+_LARGEST_SLICE = 1 << 26
+_LARGEST_VOLUME = 1 << 31
+"""Voxels: 8192 x 8192, and 8192 slices of 512 x 512."""
+
+_TECHNICAL = ("BodyPartExamined", "ConvolutionKernel", "SliceThickness", "KVP")
+_CONTRAST = (
+    "ContrastBolusAgent",
+    "ContrastBolusAgentSequence",
+    "ContrastBolusVolume",
+    "ContrastBolusTotalDose",
+    "ContrastBolusRoute",
+)
+_NO_CONTRAST = {"", "NONE", "NO", "N", "0", "0.0"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """The images of a series as one volume, and where each slice came from."""
+
+    volume: hd.Volume
+    """int16 Hounsfield units (float32 where a rescale is not whole), shape ``(slices, rows,
+    columns)``; `affine` maps voxel indices to LPS millimetres (PS3.3 C.7.6.2.1.1)."""
+    sources: tuple[Dataset, ...]
+    """The header of each slice, in the volume's order, without pixel data."""
+    attributes: Mapping[str, str]
+    """As `InputVolume.attributes` of the models."""
+    digest: str
+    """SHA-256 of voxels and geometry, which do not change by transport as files do."""
+
+
+def stack_series(files: Sequence[bytes], *, min_slices: int = 1, modality: str = "CT") -> Stack:
+    """Stack the instances of one series, in any order, into one volume.
+
+    Parameters
+    ----------
+    files
+        Part 10 files, one single-frame image each, in any transfer syntax that can be decoded.
+    min_slices, modality
+        What the model needs, from its card.
+
+    Raises
+    ------
+    UnsuitableSeries
+        If they are not slices of one regular volume; `code` names the reason.
+    BrokenInstance
+        If a file does not parse or decode.
+    """
+    images = [parse_instance(file, place) for place, file in enumerate(files, 1)]
+    if not images:
+        raise _unsuitable("no-images", "has no images in the archive")
+    for image in images:
+        _check_image(image, modality)
+    _check_count(images, min_slices)
+    arrangement = arrange(images)
+    voxels = _modality_values(arrangement.slices)
+    return Stack(
+        volume=_volume(voxels, arrangement),
+        sources=tuple(image.header for image in arrangement.slices),
+        attributes=_attributes([image.header for image in arrangement.slices]),
+        digest=_digest(voxels, arrangement),
+    )
+
+
+def _check_image(image: Instance, modality: str) -> None:
+    """Refuse what is not a slice with modality values, before a pixel is decoded."""
+    if image.modality != modality:
+        raise _unsuitable("modality", f"is {image.modality or 'of no modality'}, not {modality}")
+    if "LOCALIZER" in image.image_type:
+        raise _unsuitable("localizer", f"holds a localizer, the image {image.uid}")
+    if image.frames != 1 or "SharedFunctionalGroupsSequence" in image.header:
+        raise _unsuitable(
+            "multi-frame", f"holds the image {image.uid} of {image.frames} frames; one is needed"
+        )
+    if not image.has_pixels:
+        raise _unsuitable("no-pixel-data", f"holds the image {image.uid} without pixels")
+    if image.samples != 1 or not image.photometric.startswith("MONOCHROME"):
+        raise _unsuitable(
+            "photometric",
+            f"holds the image {image.uid} of {image.samples} samples per pixel, "
+            "not of one grey value",
+        )
+    _check_rescale(image)
+    _check_decodable(image)
+
+
+def _check_rescale(image: Instance) -> None:
+    if image.modality != "CT":
+        return
+    scale = (image.slope, image.intercept)
+    if any(v is None or not np.isfinite(v) for v in scale) or image.slope == 0:
+        raise _unsuitable(
+            "not-hounsfield",
+            f"has no Hounsfield units: Rescale Slope and Intercept of the image {image.uid} are "
+            f"{scale}",
+        )
+    if image.rescale_type not in ("", "HU"):
+        raise _unsuitable(
+            "not-hounsfield",
+            f"has no Hounsfield units: Rescale Type of the image {image.uid} is "
+            f"{image.rescale_type[:16]}",
+        )
+
+
+def _check_decodable(image: Instance) -> None:
+    syntax = UID(image.header.file_meta.TransferSyntaxUID)
+    if not syntax.is_encapsulated:
+        return
+    try:
+        known = get_decoder(syntax).is_available
+    except NotImplementedError:
+        known = False
+    if not known:
+        raise _unsuitable(
+            "transfer-syntax",
+            f"is compressed by the transfer syntax {syntax}, which nothing here can decode",
+        )
+
+
+def _check_count(images: Sequence[Instance], min_slices: int) -> None:
+    if len(images) < min_slices:
+        raise _unsuitable(
+            "too-few-slices", f"has {len(images)} slices, and the model needs {min_slices}"
+        )
+    largest = max(image.rows * image.columns for image in images)
+    if largest > _LARGEST_SLICE or largest * len(images) > _LARGEST_VOLUME:
+        raise _unsuitable("too-large", f"says that it has {len(images)} slices of {largest} pixels")
+
+
+def _modality_values(slices: Sequence[Instance]) -> NDArray[np.int16] | NDArray[np.float32]:
+    """Decode slice by slice into one volume (PS3.3 C.11.1.1.2).
+
+    Whole numbers beyond int16, as a padding value of -32768 makes them, are held at its ends.
+    """
+    whole = all(_is_whole(_slope(i)) and _is_whole(_intercept(i)) for i in slices)
+    shape = (len(slices), slices[0].rows, slices[0].columns)
+    voxels = np.empty(shape, np.int16 if whole else np.float32)
+    for place, image in enumerate(slices):
+        values = stored_values(image)
+        if whole:
+            wide = values.astype(np.int64) * int(_slope(image)) + int(_intercept(image))
+            voxels[place] = wide.clip(-32768, 32767)
+        else:
+            voxels[place] = values * _slope(image) + _intercept(image)
+    return voxels
+
+
+def _is_whole(value: float) -> bool:
+    return value.is_integer() and abs(value) < 1 << 24
+
+
+def _slope(image: Instance) -> float:
+    return 1.0 if image.slope is None else image.slope
+
+
+def _intercept(image: Instance) -> float:
+    return 0.0 if image.intercept is None else image.intercept
+
+
+def _volume(voxels: NDArray[Any], arrangement: Arrangement) -> hd.Volume:
+    first = arrangement.slices[0]
+    return hd.Volume.from_attributes(
+        array=voxels,
+        image_position=first.position or (),
+        image_orientation=arrangement.orientation,
+        pixel_spacing=first.spacing or (),
+        spacing_between_slices=arrangement.spacing_mm,
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=first.frame_of_reference_uid,
+    )
+
+
+def _attributes(headers: Sequence[Dataset]) -> dict[str, str]:
+    first = headers[0]
+    found = {keyword: _text(first, keyword) for keyword in _TECHNICAL}
+    contrast = any(
+        _text(header, keyword).strip().upper() not in _NO_CONTRAST
+        for header in headers
+        for keyword in _CONTRAST
+    )
+    return {k: v for k, v in found.items() if v} | {"ContrastBolus": "yes" if contrast else "no"}
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    try:
+        value = header.get(keyword)
+    except BROKEN:
+        return ""
+    if value is None:
+        return ""
+    if keyword.endswith("Sequence"):
+        return f"{len(value)} items" if len(value) else ""
+    return str(value)
+
+
+def _digest(voxels: NDArray[Any], arrangement: Arrangement) -> str:
+    digest = hashlib.sha256(f"{voxels.dtype} {voxels.shape} {arrangement.orientation}".encode())
+    for image in arrangement.slices:
+        digest.update(f"{image.position} {image.spacing}".encode())
+    digest.update(voxels.data)
+    return digest.hexdigest()
+
+
+def _unsuitable(code: str, what: str) -> UnsuitableSeries:
+    return UnsuitableSeries(f"The series {what}.", code=code)
