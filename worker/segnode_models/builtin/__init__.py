@@ -1,0 +1,1 @@
+"""Models without weights: published thresholds and morphology, on torch."""

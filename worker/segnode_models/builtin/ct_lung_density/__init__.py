@@ -1,0 +1,1 @@
+"""Right lung, left lung and low attenuation areas in thoracic CT."""
