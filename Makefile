@@ -3,13 +3,25 @@
 RUN_PACKAGES = ca-certificates python3-venv orthanc orthanc-python orthanc-dicomweb redis-server
 TEST_PACKAGES = chromium dicom3tools dcmtk postgresql
 
-.PHONY: test
+.PHONY: demo test setup clean
+
+demo: setup
+	@.venv/bin/segnode demo $(if $(STUDY),--study "$(STUDY)") $(if $(EXIT),--exit)
+
+setup:
+	@setup/debian.sh $(RUN_PACKAGES)
+	@setup/venv.sh plugin,worker,viewer
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python setup/ohif.py
 
 test:
 	@setup/debian.sh $(RUN_PACKAGES) $(TEST_PACKAGES)
 	@setup/venv.sh plugin,worker,viewer,dev
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python setup/ohif.py
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/pytest
+
+clean:
+	rm -rf .venv .cache data artifacts

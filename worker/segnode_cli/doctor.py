@@ -1,0 +1,152 @@
+"""`segnode doctor`: every part checked, each failure with its cure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import redis
+
+from segnode_cli.node import CONFIG, FREE_BYTES, VIEWER, read_environment
+from segnode_cli.show import console
+from segnode_cli.supervise import check_programs
+from segnode_contract.errors import SegnodeError, SetupError
+from segnode_contract.ledger import IntakeLedger, Ledger
+from segnode_contract.settings import load_settings
+from segnode_models.registry import builtin_cards
+
+Check = Callable[[], str]
+
+
+def examine(data: Path) -> bool:
+    """Run every check, print a line for each, and return whether all passed."""
+    known = read_environment(data)
+    checks: dict[str, Check] = {
+        "programs": lambda: ", ".join(check_programs().values()),
+        "interpreter": _interpreter,
+        "viewer": _viewer,
+        "settings": lambda: _settings(known),
+        "models": lambda: ", ".join(card.name for card, _ in builtin_cards()),
+        "free space": lambda: _free_space(data),
+        "node": lambda: _node(known, data),
+    }
+    if known:
+        checks |= {
+            "ledger": lambda: _ledger(known),
+            "Redis": lambda: _redis(known),
+            "Orthanc": lambda: _orthanc(known),
+            "worker": lambda: _worker(known),
+        }
+    failed = [name for name, check in checks.items() if not _report(name, check)]
+    return not failed
+
+
+def _report(name: str, check: Check) -> bool:
+    try:
+        said = check()
+    except SegnodeError as error:
+        console.print(f"[red]✗[/red] {name:12} ", end="")
+        console.print(error.sentence, markup=False)
+        return False
+    console.print(f"[green]✓[/green] {name:12} ", end="")
+    console.print(said, markup=False)
+    return True
+
+
+def _interpreter() -> str:
+    system = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sys; print(*sys.version_info[:2])"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.split()
+    if system != [str(part) for part in sys.version_info[:2]]:
+        raise SetupError(
+            f"This venv has Python {sys.version_info[0]}.{sys.version_info[1]}, Orthanc embeds "
+            f"/usr/bin/python3, {'.'.join(system)}; delete .venv and run make demo."
+        )
+    return f"Python {'.'.join(system)}, as Orthanc embeds it"
+
+
+def _viewer() -> str:
+    if not (VIEWER / "index.html").exists():
+        raise SetupError("The viewer is not there; make demo fetches it.")
+    return str(VIEWER)
+
+
+def _settings(known: dict[str, str]) -> str:
+    path = Path(known.get("SEGNODE_CONFIG", CONFIG / "segnode.toml"))
+    return f"{path}, {len(load_settings(path).routes)} routes"
+
+
+def _free_space(data: Path) -> str:
+    folder = data if data.exists() else Path()
+    free = shutil.disk_usage(folder).free
+    if free < FREE_BYTES:
+        raise SetupError(
+            f"{free >> 20} MB are left for {folder.resolve()}, {FREE_BYTES >> 20} MB are needed; "
+            "make room."
+        )
+    return f"{free >> 30} GB"
+
+
+def _node(known: dict[str, str], data: Path) -> str:
+    if not known:
+        raise SetupError(f"There is no node in {data}; start one with segnode up.")
+    mode = (data / "environment").stat().st_mode & 0o777
+    if mode & 0o077 or data.stat().st_uid != os.getuid():
+        raise SetupError(
+            f"{data / 'environment'} holds passwords and has mode {mode:04o}; chmod 600 it."
+        )
+    return str(data)
+
+
+def _ledger(known: dict[str, str]) -> str:
+    ledger = Ledger.open(known["SEGNODE_LEDGER_URL"])
+    version = ledger.schema_version()
+    ledger.close()
+    return f"schema {version}"
+
+
+def _redis(known: dict[str, str]) -> str:
+    client = redis.Redis.from_url(known["SEGNODE_BROKER_URL"])
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        raise SetupError(
+            f"Redis does not answer on port {known['SEGNODE_REDIS_PORT']} "
+            f"({type(error).__name__}); is the node up? segnode up starts it."
+        ) from error
+    finally:
+        client.close()
+    return f"answers on port {known['SEGNODE_REDIS_PORT']}"
+
+
+def _orthanc(known: dict[str, str]) -> str:
+    address = known["SEGNODE_ARCHIVE_URL"].removesuffix("/dicom-web")
+    try:
+        with urllib.request.urlopen(f"{address}/system", timeout=5):  # noqa: S310 # our own
+            raise SetupError(f"Orthanc at {address} answers without a password; stop it at once.")
+    except urllib.error.HTTPError as error:
+        if error.code != 401:  # Unauthorized
+            raise SetupError(f"Orthanc at {address} answers {error.code}; see its log.") from error
+    except (urllib.error.URLError, OSError) as error:
+        raise SetupError(
+            f"Orthanc does not answer at {address}; is the node up? segnode up starts it."
+        ) from error
+    return f"answers at {address}, and refuses strangers"
+
+
+def _worker(known: dict[str, str]) -> str:
+    ledger = Ledger.open(known["SEGNODE_LEDGER_URL"])
+    models = IntakeLedger(ledger).models()
+    ledger.close()
+    if not models:
+        raise SetupError("No worker has announced a model; see worker.log in the logs folder.")
+    return f"announced {', '.join(sorted(models))}"

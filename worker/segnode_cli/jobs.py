@@ -1,0 +1,96 @@
+"""`segnode jobs`, `segnode job` and `segnode models list`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.table import Table
+
+from segnode_cli.node import read_environment
+from segnode_cli.show import console
+from segnode_contract.errors import SetupError
+from segnode_contract.ledger import Ledger, LedgerView
+from segnode_models.registry import builtin_cards
+
+
+@contextmanager
+def view_of(data: Path) -> Iterator[LedgerView]:
+    """Open the ledger of the node in `data`, reading.
+
+    Raises
+    ------
+    SetupError
+        If there is no node.
+    """
+    url = read_environment(data).get("SEGNODE_LEDGER_URL")
+    if url is None:
+        raise SetupError(f"There is no node in {data}; start one with `segnode up`, or say --data.")
+    ledger = Ledger.open(url)
+    try:
+        yield LedgerView(ledger)
+    finally:
+        ledger.close()
+
+
+def print_jobs(data: Path, as_json: bool) -> None:
+    """Print the newest jobs."""
+    with view_of(data) as view:
+        rows = view.jobs()
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    table = Table("job", "state", "model", "route", "images", "created", "what happened")
+    for row in rows:
+        said = f"{row.error_code}: {row.error_sentence}" if row.error_code else ""
+        created = datetime.fromtimestamp(row.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        images = str(row.instance_count)
+        table.add_row(row.key[:12], row.state, row.model, row.route, images, created, said)
+    console.print(table if rows else "No job yet; send a study with `segnode send FOLDER`.")
+
+
+def show_job(data: Path, key: str, as_json: bool) -> None:
+    """Print one job with its runs and history.
+
+    Raises
+    ------
+    SetupError
+        If no job, or more than one, begins with `key`.
+    """
+    with view_of(data) as view:
+        job = view.job(key)
+    if job is None:
+        raise SetupError(f"No single job's key begins with '{key}'; see `segnode jobs`.")
+    if as_json:
+        print(json.dumps(asdict(job)))
+        return
+    row = job.row
+    console.print(f"{row.key} {row.state}, {row.model} {row.model_version}, route {row.route}")
+    if row.error_code:
+        console.print(f"{row.error_code} in {row.error_stage}: {row.error_sentence}", markup=False)
+    for run in job.runs:
+        times = ", ".join(
+            f"{s.stage} {s.seconds:.2f} s" if s.seconds is not None else f"{s.stage} …"
+            for s in run.stages
+        )
+        console.print(f"run {run.epoch} by {run.worker}: {run.outcome or 'going on'}; {times}")
+    for event in job.events:
+        at = datetime.fromtimestamp(event.at, UTC).strftime("%H:%M:%S")
+        console.print(f"{at} {event.kind} by {event.actor} {event.detail}", markup=False)
+
+
+def print_models(as_json: bool) -> None:
+    """Print the cards of the built-in models."""
+    cards = builtin_cards()
+    if as_json:
+        print(json.dumps([{"digest": digest, **asdict(card)} for card, digest in cards]))
+        return
+    table = Table("model", "version", "kind", "segments", "intended use", "digest")
+    for card, digest in cards:
+        names = ", ".join(segment.label for segment in card.segments)
+        table.add_row(card.name, card.version, card.kind, names, card.intended_use, digest[:12])
+    console.print(table)

@@ -1,0 +1,137 @@
+"""The `segnode` command: one function per subcommand, errors as one sentence."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segnode_cli.demo import run_demo, run_node
+from segnode_cli.doctor import examine
+from segnode_cli.jobs import print_jobs, print_models, show_job
+from segnode_cli.node import CONFIG
+from segnode_cli.segment import segment_folder
+from segnode_cli.send import parse_peer, send_paths
+from segnode_cli.show import say
+from segnode_contract.errors import SegnodeError
+
+DATA = Path("data/node")
+DEMO_DATA = Path("data/demo")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="A PACS node that segments studies as they arrive. Not a medical device.",
+)
+models = typer.Typer(no_args_is_help=True, help="The models that this installation has.")
+app.add_typer(models, name="models")
+
+DataOption = Annotated[Path, typer.Option(help="Data folder of the node.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+) -> None:
+    """Take what stands before the subcommand."""
+    _Debug.on = debug
+
+
+@app.command()
+def demo(
+    study: Annotated[Path | None, typer.Option(help="Folder with DICOM to send instead.")] = None,
+    leave: Annotated[bool, typer.Option("--exit", help="End after the result.")] = False,
+    data: DataOption = DEMO_DATA,
+    http_port: Annotated[int, typer.Option(help="Port of pages and viewer.")] = 0,
+    dicom_port: Annotated[int, typer.Option(help="Port of the DICOM server.")] = 0,
+) -> None:
+    """Start a node, send a study, await the overlay, print where to see it."""
+    config = CONFIG / "demo.toml"
+    run_demo(data, config, study=study, leave=leave, http_port=http_port, dicom_port=dicom_port)
+
+
+@app.command()
+def up(
+    data: DataOption = DATA,
+    config: Annotated[Path, typer.Option(envvar="SEGNODE_CONFIG")] = CONFIG / "segnode.toml",
+    http_port: Annotated[int, typer.Option(help="Port of pages and viewer.")] = 0,
+    dicom_port: Annotated[int, typer.Option(help="Port of the DICOM server.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Worker children.")] = 2,
+) -> None:
+    """Keep a node up on this machine until Ctrl-C."""
+    run_node(data, config, http_port=http_port, dicom_port=dicom_port, workers=workers)
+
+
+@app.command()
+def send(
+    paths: list[Path],
+    to: Annotated[str, typer.Option(help="AET@HOST:PORT; by default the node of --data.")] = "",
+    data: DataOption = DATA,
+) -> None:
+    """Send DICOM files by C-STORE."""
+    sent = send_paths(paths, parse_peer(to, data))
+    say(f"{sent.stored} instances sent")
+    if sent.refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def segment(
+    path: Path,
+    model: Annotated[str, typer.Option(help="Name of the model.")],
+    out: Annotated[Path, typer.Option(help="Folder for the SEG.")],
+) -> None:
+    """Run the worker's own pipeline on the files of one series, without a server."""
+    print(segment_folder(path, model, out))
+
+
+@app.command()
+def jobs(data: DataOption = DATA, as_json: JsonOption = False) -> None:
+    """List the newest jobs."""
+    print_jobs(data, as_json)
+
+
+@app.command()
+def job(key: str, data: DataOption = DATA, as_json: JsonOption = False) -> None:
+    """Show one job; the first 8 or more digits of its key are enough."""
+    show_job(data, key, as_json)
+
+
+@models.command("list")
+def list_models(as_json: JsonOption = False) -> None:
+    """List the models' cards."""
+    print_models(as_json)
+
+
+@app.command()
+def doctor(data: DataOption = DATA) -> None:
+    """Check every part; each failure is shown with its cure."""
+    if not examine(data):
+        raise typer.Exit(1)
+
+
+class _Debug:
+    on = False
+
+
+def main() -> None:
+    """Run the command; a failure is one sentence on stderr and exit code 1."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        app()
+    except SegnodeError as error:
+        if _Debug.on:
+            raise
+        print(f"segnode: {error.sentence}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _as_interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,97 @@
+"""`segnode segment`: the worker's own pipeline on files, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from segnode_cli.show import say
+from segnode_contract.card import Card
+from segnode_contract.errors import SetupError, UnknownModel
+from segnode_contract.identity import job_key
+from segnode_contract.job import Stage
+from segnode_models.registry import builtin_cards
+from segnode_worker.folder import FolderArchive
+from segnode_worker.model_client import ModelProcess
+from segnode_worker.model_service import ModelService
+from segnode_worker.pipeline import make_result
+from segnode_worker.segmentation import ResultIdentity
+from segnode_worker.stack import stack_series
+
+NODE = "segnode-files"
+
+
+def segment_folder(path: Path, model: str, out: Path) -> str:
+    """Segment the one series of images in `path` and return the path of the SEG.
+
+    The identities are those that a node gives, so that the same images give the same UIDs.
+
+    Raises
+    ------
+    SetupError
+        If there is no series, or more than one.
+    UnknownModel
+        If there is no such model.
+    """
+    card, digest = _model(model)
+    archive = FolderArchive(path, out)
+    study_uid, series_uid = _the_series(archive, card, path)
+    files = archive.fetch_series(study_uid, series_uid)
+    instance_uids = [s.SOPInstanceUID for s in stack_series(files).sources]
+    key = job_key(
+        series_uids=[series_uid],
+        instance_uids=instance_uids,
+        model=card.name,
+        model_digest=digest,
+        parameters={},
+        form="BINARY",
+    )
+    service = ModelService()
+    service.start()
+    try:
+        made = make_result(
+            files,
+            card=card,
+            models=ModelProcess(service.address, service.kill),
+            identity=ResultIdentity(job_key=key, model_digest=digest, node_id=NODE),
+            made_at=datetime.now(UTC),
+            stage=_told,
+        )
+    finally:
+        service.stop()
+    archive.store(study_uid, made.data)
+    for withheld in made.findings.withheld:
+        say(f"segment {withheld.segment} is left out: {withheld.reason}")
+    return str(out)
+
+
+def _model(name: str) -> tuple[Card, str]:
+    known = builtin_cards()
+    for card, digest in known:
+        if card.name == name:
+            return card, digest
+    raise UnknownModel(
+        f"There is no model '{name}'; there are {', '.join(card.name for card, _ in known)}."
+    )
+
+
+def _the_series(archive: FolderArchive, card: Card, path: Path) -> tuple[str, str]:
+    found = [
+        (study, series)
+        for (study, series, modality), count in archive.series().items()
+        if modality == card.modality and count
+    ]
+    if len(found) != 1:
+        raise SetupError(
+            f"{path} holds {len(found)} {card.modality} series; exactly one is needed: "
+            "name the folder of one."
+        )
+    return found[0]
+
+
+@contextmanager
+def _told(stage: Stage) -> Iterator[None]:
+    say(f"{stage} …")
+    yield
