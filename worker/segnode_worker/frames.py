@@ -46,13 +46,11 @@ def frames_of(labels: NDArray[np.uint8], card: Card, withheld: Collection[int]) 
     ModelFailed
         If there are voxels of a segment that the model says it left out.
     """
-    present = np.zeros((*labels.shape[:2], 256), bool)
-    for plane, number in np.ndindex(labels.shape[:2]):
-        present[plane, number][labels[plane, number].reshape(-1)] = True
     frames = [
-        Frame(segment=segment, slice=int(number))
+        Frame(segment=segment, slice=number)
         for segment in card.segments
-        for number in np.flatnonzero(present[segment.plane, :, segment.value])
+        for number, values in enumerate(labels[segment.plane])
+        if (values == segment.value).any()
     ]
     for frame in frames:
         if frame.segment.number in withheld:
@@ -87,7 +85,8 @@ def functional_groups(frames: Sequence[Frame], sources: Sequence[Dataset]) -> It
     places = {number: i for i, number in enumerate(sorted({f.slice for f in frames}), 1)}
     derivations = {number: _encoded(_derivation(sources[number])) for number in places}
     positions = {number: _encoded(_position(sources[number])) for number in places}
-    identifications = {f.segment.number: _encoded(_identification(f.segment)) for f in frames}
+    numbers = {frame.segment.number for frame in frames}
+    identifications = {number: _encoded(_identification(number)) for number in numbers}
     content = _encoded(_content())[: -_DIMENSIONS.size]
     for frame in frames:
         number = frame.slice
@@ -137,9 +136,9 @@ def _content() -> Dataset:
     return _group("FrameContentSequence", content)
 
 
-def _identification(segment: Segment) -> Dataset:
+def _identification(number: int) -> Dataset:
     identification = Dataset()
-    identification.ReferencedSegmentNumber = segment.number
+    identification.ReferencedSegmentNumber = number
     return _group("SegmentIdentificationSequence", identification)
 
 

@@ -133,16 +133,14 @@ def _head(
 ) -> Dataset:
     """Let highdicom write all but the frames, from an object of one frame.
 
-    It sees the images' geometry and not their patient, whose attributes need not be valid.
+    It sees the geometry of one image, and not the patient, whose attributes need not be valid.
     """
     volume, key, first = stack.volume, identity.job_key, stack.sources[0]
-    thickness = float(first.get("SliceThickness") or volume.spacing_between_slices)
     one_frame = np.zeros((1, *volume.spatial_shape[1:]), np.uint8)
     one_frame[0, 0, 0] = 1
     made = hd.seg.Segmentation(
-        source_images=[_geometry_of(source, thickness) for source in stack.sources],
+        source_images=[_geometry_of(first, volume.spacing_between_slices)],
         pixel_array=one_frame,
-        plane_positions=[volume.get_plane_position(0)],
         segmentation_type="BINARY",
         segment_descriptions=descriptions,
         series_instance_uid=derived_uid(key, "series"),
@@ -174,6 +172,7 @@ def _head(
     # highdicom puts these there where there is one segment
     shared.pop("SegmentIdentificationSequence", None)
     head.pop("DimensionOrganizationType", None)
+    _refer_to(stack.sources, head)
     dimensions = derived_uid(key, "dimensions")
     for item in (*head.DimensionOrganizationSequence, *head.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimensions
@@ -186,15 +185,33 @@ def _empty_frame(card: Card, withheld: Mapping[int, str]) -> Frame:
     return Frame(segment=(shown or card.segments)[0], slice=0)
 
 
-def _geometry_of(source: Dataset, thickness: float) -> Dataset:
+def _geometry_of(source: Dataset, spacing_mm: float) -> Dataset:
     image = Dataset()
-    image.SliceThickness = thickness
+    image.SliceThickness = source.get("SliceThickness") or spacing_mm
     for keyword in _PATIENT:
         setattr(image, keyword, None)
     for keyword in _GEOMETRY:
         if keyword in source:
             image[keyword] = source[keyword]
     return image
+
+
+def _refer_to(sources: Sequence[Dataset], head: Dataset) -> None:
+    """Name every image (PS3.3 C.12.2); viewers find the images of a result by this."""
+    series: dict[str, list[Dataset]] = {}
+    for source in sources:
+        reference = Dataset()
+        reference.ReferencedSOPClassUID = source.SOPClassUID
+        reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+        series.setdefault(source.SeriesInstanceUID, []).append(reference)
+    items = []
+    for series_uid, references in series.items():
+        item = Dataset()
+        item.SeriesInstanceUID = series_uid
+        item.ReferencedInstanceSequence = references
+        items.append(item)
+    head.ReferencedSeriesSequence = items
+    head.SourceImageSequence = [r for references in series.values() for r in references]
 
 
 def _descriptions(
