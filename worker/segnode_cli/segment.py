@@ -16,7 +16,7 @@ from segnode_models.registry import builtin_cards
 from segnode_worker.folder import FolderArchive
 from segnode_worker.model_client import ModelProcess
 from segnode_worker.model_service import ModelService
-from segnode_worker.pipeline import make_result
+from segnode_worker.pipeline import make_result, series_number
 from segnode_worker.segmentation import ResultIdentity
 from segnode_worker.stack import stack_series
 
@@ -55,7 +55,12 @@ def segment_folder(path: Path, model: str, out: Path) -> str:
             files,
             card=card,
             models=ModelProcess(service.address, service.kill),
-            identity=ResultIdentity(job_key=key, model_digest=digest, node_id=NODE),
+            identity=ResultIdentity(
+                job_key=key,
+                model_digest=digest,
+                node_id=NODE,
+                series_number=series_number(card.name),
+            ),
             made_at=datetime.now(UTC),
             stage=_told,
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row, Select, func, select
 
+from segnode_contract.card import Card, parse_card
 from segnode_contract.job import JobState
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
@@ -173,6 +174,15 @@ class LedgerView:
                 EventRow(at=e.at, actor=e.actor, kind=e.kind, detail=e.detail) for e in events
             ),
         )
+
+    def card(self, model: str, digest: str) -> Card | None:
+        """Return the card of a model that some worker announced."""
+        table = schema.model
+        with self._ledger.read() as connection:
+            text = connection.scalar(
+                select(table.c.card).where(table.c.name == model, table.c.digest == digest)
+            )
+        return parse_card(text, where=f"the card of {model}") if text else None
 
     def overlays(self, study_uid: str) -> list[Overlay]:
         """Return the valid results of a study: first route first, within it newest first."""

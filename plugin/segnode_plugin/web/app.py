@@ -111,7 +111,9 @@ def _pages(view: LedgerView, settings: Settings, describe: Describe) -> Blueprin
         if found is None:
             abort(404)
         words = describe(found.row.study_uid)
-        return render_template("job.html", job=found.row, whole=found, words=words)
+        card = view.card(found.row.model, found.row.model_digest)
+        names = {segment.number: segment.label for segment in card.segments} if card else {}
+        return render_template("job.html", job=found.row, whole=found, words=words, names=names)
 
     @pages.get("/studies/<uid>")
     def study(uid: str) -> str:

@@ -1,0 +1,176 @@
+"""A study whose picture is known in millimetres: two CT series, their segmentations, a localizer.
+
+The body is an ellipse. In the first series a red marker lies left and anterior in the upper half, a
+green one right and posterior in the lower half; in the second a blue one lies right and anterior,
+in the red one's slices, so that an overlay on the wrong series is seen.
+Everything is LPS: x grows to the patient's left, y to posterior, z to the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+BODY_MM = (120.0, 80.0)
+"""Half axes of the body: left to right, front to back."""
+SIZE, SPACING_MM, SLICES, SLICE_MM = 128, 2.5, 20, 4.0
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 60, 255)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    name: str
+    colour: tuple[int, int, int]
+    centre_mm: tuple[float, float, float]
+    radius_mm: float = 24.0
+
+
+LEFT_FRONT = Marker(name="Left front, upper", colour=RED, centre_mm=(60.0, -30.0, 16.0))
+RIGHT_BACK = Marker(name="Right back, lower", colour=GREEN, centre_mm=(-50.0, 25.0, -20.0))
+RIGHT_FRONT = Marker(name="Right front", colour=BLUE, centre_mm=(-55.0, -25.0, 8.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    study_uid: str
+    localizer: Dataset
+    first: list[Dataset]
+    second: list[Dataset]
+    first_seg: Dataset
+    second_seg: Dataset
+
+    @property
+    def instances(self) -> list[Dataset]:
+        return [self.localizer, *self.first, *self.second, self.first_seg, self.second_seg]
+
+    def overlays(self) -> list[dict[str, str]]:
+        """Return the ledger's answer for this study."""
+        pairs = ((self.first, self.first_seg), (self.second, self.second_seg))
+        return [
+            {
+                "series_uid": images[0].SeriesInstanceUID,
+                "seg_series_uid": seg.SeriesInstanceUID,
+                "model": "markers",
+                "description": seg.SeriesDescription,
+            }
+            for images, seg in pairs
+        ]
+
+
+def make_study() -> Study:
+    """Make one study in one frame of reference, with UIDs of its own."""
+    study_uid, frame_of_reference_uid = generate_uid(), generate_uid()
+    localizer = _series(study_uid, frame_of_reference_uid, 1, "Localizer", slices=1)[0]
+    localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    first = _series(study_uid, frame_of_reference_uid, 2, "First CT")
+    second = _series(study_uid, frame_of_reference_uid, 3, "Second CT")
+    return Study(
+        study_uid=study_uid,
+        localizer=localizer,
+        first=first,
+        second=second,
+        first_seg=_segmentation(first, [LEFT_FRONT, RIGHT_BACK], 102),
+        second_seg=_segmentation(second, [RIGHT_FRONT], 103),
+    )
+
+
+def _series(
+    study_uid: str, frame_of_reference_uid: str, number: int, description: str, slices: int = SLICES
+) -> list[Dataset]:
+    x, y = np.meshgrid(_axis(SIZE, SPACING_MM), _axis(SIZE, SPACING_MM))
+    body = (x / BODY_MM[0]) ** 2 + (y / BODY_MM[1]) ** 2 <= 1
+    stored = np.where(body, 1064, 24).astype(np.uint16)  # 40 and -1000 HU
+    series_uid = generate_uid()
+    return [
+        _slice(study_uid, series_uid, frame_of_reference_uid, number, description, index, stored)
+        for index in range(slices)
+    ]
+
+
+def _axis(count: int, step_mm: float) -> NDArray[np.float64]:
+    """Return positions around 0."""
+    return (np.arange(count) - (count - 1) / 2) * step_mm
+
+
+def _slice(
+    study_uid: str,
+    series_uid: str,
+    frame_of_reference_uid: str,
+    number: int,
+    description: str,
+    index: int,
+    stored: NDArray[np.uint16],
+) -> Dataset:
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, generate_uid()
+    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+    image.PatientName, image.PatientID = "PHANTOM^VIEWER", "VIEWER"
+    image.PatientBirthDate, image.PatientSex = "", "O"
+    image.StudyDate, image.StudyTime = "20260102", "101112"
+    image.AccessionNumber = image.ReferringPhysicianName = ""
+    image.StudyID, image.StudyDescription = "1", "Two series & a localizer"
+    image.StudyInstanceUID, image.SeriesInstanceUID = study_uid, series_uid
+    image.FrameOfReferenceUID, image.PositionReferenceIndicator = frame_of_reference_uid, ""
+    image.Modality, image.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+    image.Manufacturer = ""
+    image.SeriesNumber, image.SeriesDescription = number, description
+    image.InstanceNumber, image.AcquisitionNumber = index + 1, 1
+    image.KVP = None
+    corner = float(_axis(SIZE, SPACING_MM)[0])
+    image.ImagePositionPatient = [corner, corner, float(_axis(SLICES, SLICE_MM)[index])]
+    image.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    image.PixelSpacing, image.SliceThickness = [SPACING_MM, SPACING_MM], SLICE_MM
+    image.Rows = image.Columns = SIZE
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 16, 15
+    image.PixelRepresentation = 0
+    image.RescaleIntercept, image.RescaleSlope, image.RescaleType = -1024, 1, "HU"
+    image.WindowCenter, image.WindowWidth = 0, 400
+    image.PixelData = stored.tobytes()
+    return image
+
+
+def _segmentation(images: list[Dataset], markers: list[Marker], number: int) -> Dataset:
+    x = _axis(SIZE, SPACING_MM)
+    z, y, x = np.meshgrid(_axis(SLICES, SLICE_MM), x, x, indexing="ij")
+    labels = np.zeros(z.shape, np.uint8)
+    for value, marker in enumerate(markers, 1):
+        cx, cy, cz = marker.centre_mm
+        inside = (x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2 <= marker.radius_mm**2
+        labels[inside] = value
+    return hd.seg.Segmentation(
+        source_images=images,
+        pixel_array=labels,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_description(n, marker) for n, marker in enumerate(markers, 1)],
+        series_instance_uid=generate_uid(),
+        series_number=number,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="segnode",
+        manufacturer_model_name="phantom",
+        software_versions="1",
+        device_serial_number="1",
+        series_description=f"Markers of series {images[0].SeriesNumber}",
+    )
+
+
+def _description(number: int, marker: Marker) -> hd.seg.SegmentDescription:
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=marker.name,
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.Nodule,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.MANUAL,
+        display_color=hd.color.CIELabColor.from_rgb(*marker.colour),
+    )
