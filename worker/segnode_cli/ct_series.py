@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from copy import deepcopy
 from datetime import datetime
 from io import BytesIO
 
@@ -163,8 +164,7 @@ def _instance(
     key: str,
     transfer_syntax: str,
 ) -> Dataset:
-    instance = Dataset()
-    instance.update(series)
+    instance = deepcopy(series)
     instance.SOPInstanceUID = derived_uid(key, f"instance/{number}")
     instance.InstanceNumber = number
     instance.ImagePositionPatient = position

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from segnode_contract.errors import BrokenInstance, SetupError
 from segnode_worker.archive import result_uids
@@ -69,7 +70,7 @@ class FolderArchive:
         return path.read_bytes() if path.is_file() else None
 
     def store(self, study_uid: str, data: bytes) -> None:
-        """Write one result whole or not at all.
+        """Write one result, whole or not at all, for its owner alone to read.
 
         Raises
         ------
@@ -95,7 +96,7 @@ class FolderArchive:
 
 
 def _head(path: Path) -> Dataset | None:
-    """Return the identity of a DICOM file, None where the file is something else."""
+    """Return the identity of an image, None where the file is something else, a DICOMDIR say."""
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -104,7 +105,11 @@ def _head(path: Path) -> Dataset | None:
                 return None
             file.seek(0)
             head = dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
-            return head if "SeriesInstanceUID" in head else None
+        if head.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+            return None
+        if not all(keyword in head for keyword in _TAGS[:3]):
+            raise ValueError("it has no UIDs")
+        return head
     except BROKEN as error:
         raise BrokenInstance(
             f"The file {path} cannot be read as DICOM ({type(error).__name__}); take it out of the "

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from segnode_contract.errors import BrokenInstance
 
@@ -35,6 +41,14 @@ BROKEN = (
 )
 """What pydicom and the decoders raise on files that are not as they should be; they share no base
 class, and each of these was met on damaged files."""
+
+NATIVE = (
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+)
+"""Transfer syntaxes whose pixels are not compressed frame by frame (PS3.5 Annex A)."""
 
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"  # (7FE0,0010), little endian
 _LARGEST_INFLATED = 1 << 30
@@ -136,7 +150,7 @@ def _instance(header: Dataset, file: bytes, pixel_offset: int) -> Instance:
         modality=str(header.get("Modality") or ""),
         image_type=_texts(header, "ImageType"),
         frames=int(header.get("NumberOfFrames") or 1),
-        has_pixels=pixel_offset < len(file) or syntax.is_deflated,
+        has_pixels=pixel_offset < len(file) or syntax == DeflatedExplicitVRLittleEndian,
         photometric=str(header.get("PhotometricInterpretation") or ""),
         samples=int(header.get("SamplesPerPixel") or 1),
         rows=int(header.get("Rows") or 0),
@@ -199,8 +213,8 @@ def _native(instance: Instance) -> NDArray[Any]:
 def _decoded(instance: Instance) -> NDArray[Any]:
     dataset = dcmread(BytesIO(instance.file))
     values = pixel_array(dataset, raw=True)
-    compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
-    high = instance.bits[1] - 1 if compressed else instance.bits[2]
+    native = dataset.file_meta.TransferSyntaxUID in NATIVE
+    high = instance.bits[2] if native else instance.bits[1] - 1
     return _without_spare_bits(values, instance, high)
 
 

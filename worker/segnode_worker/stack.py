@@ -16,7 +16,7 @@ from pydicom.uid import UID
 
 from segnode_contract.errors import UnsuitableSeries
 from segnode_worker.geometry import Arrangement, arrange
-from segnode_worker.instance import BROKEN, Instance, parse_instance, stored_values
+from segnode_worker.instance import BROKEN, NATIVE, Instance, parse_instance, stored_values
 
 _LARGEST_SLICE = 1 << 26
 _LARGEST_VOLUME = 1 << 31
@@ -123,7 +123,7 @@ def _check_rescale(image: Instance) -> None:
 
 def _check_decodable(image: Instance) -> None:
     syntax = UID(image.header.file_meta.TransferSyntaxUID)
-    if not syntax.is_encapsulated:
+    if syntax in NATIVE:
         return
     try:
         known = get_decoder(syntax).is_available
