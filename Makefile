@@ -1,9 +1,9 @@
 # Thin: each line calls what does the work. Needs Debian with git and make; see README.md.
 
 RUN_PACKAGES = ca-certificates python3-venv orthanc orthanc-python orthanc-dicomweb redis-server
-TEST_PACKAGES = chromium dicom3tools dcmtk postgresql
+TEST_PACKAGES = chromium dicom3tools dcmtk postgresql docker-compose procps
 
-.PHONY: demo test setup clean
+.PHONY: demo test bench setup clean
 
 demo: setup
 	@.venv/bin/segnode demo $(if $(STUDY),--study "$(STUDY)") $(if $(EXIT),--exit)
@@ -22,6 +22,9 @@ test:
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/pytest
+
+bench: setup
+	@.venv/bin/python tests/bench/bench.py
 
 clean:
 	rm -rf .venv .cache data artifacts

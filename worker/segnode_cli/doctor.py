@@ -14,7 +14,7 @@ from pathlib import Path
 import redis
 
 from segnode_cli.node import CONFIG, FREE_BYTES, VIEWER, read_environment
-from segnode_cli.show import console
+from segnode_cli.show import console, say
 from segnode_cli.supervise import check_programs
 from segnode_contract.errors import SegnodeError, SetupError
 from segnode_contract.ledger import IntakeLedger, Ledger
@@ -52,10 +52,10 @@ def _report(name: str, check: Check) -> bool:
         said = check()
     except SegnodeError as error:
         console.print(f"[red]✗[/red] {name:12} ", end="")
-        console.print(error.sentence, markup=False)
+        say(error.sentence)
         return False
     console.print(f"[green]✓[/green] {name:12} ", end="")
-    console.print(said, markup=False)
+    say(said)
     return True
 
 
