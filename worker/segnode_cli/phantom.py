@@ -45,17 +45,16 @@ class _Space:
 
     def ellipse(self, half_left: float, half_back: float, *, power: float = 2.3) -> Values:
         """Return the distance from the long axis, 1 on the surface of a rounded tube."""
-        return (
-            np.abs(self.left / half_left) ** power + np.abs(self.back / half_back) ** power
-        ) ** (1 / power)
+        across: Values = np.abs(self.left / half_left) ** power
+        along: Values = np.abs(self.back / half_back) ** power
+        return (across + along) ** (1 / power)
 
     def ball(self, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Mask:
         """Return an ellipsoid; centre and radii are (up, back, left)."""
-        return (
-            ((self.up - centre[0]) / radii[0]) ** 2
-            + ((self.back - centre[1]) / radii[1]) ** 2
-            + ((self.left - centre[2]) / radii[2]) ** 2
-        ) < 1
+        axes = zip((self.up, self.back, self.left), centre, radii, strict=True)
+        up, back, left = (((axis - middle) / radius) ** 2 for axis, middle, radius in axes)
+        inside: Mask = up + back + left < 1
+        return inside
 
     def column(self, back: float, left: Values | float, radius: float) -> Mask:
         """Return a vertical, or with `left` by slice a slanting, cylinder."""
@@ -70,8 +69,8 @@ def chest_phantom(
 ) -> Phantom:
     """Make a chest with arms on a table: 240 x 384 x 384 mm, the same for the same `seed`.
 
-    The lungs touch behind a thin pleura at the front. A bony cube at the front of the patient's left
-    chest, high up, shows every swap of sides, front and back or head and foot.
+    The lungs touch behind a thin pleura at the front. A bony cube at the front of the patient's
+    left chest, high up, shows every swap of sides, front and back or head and foot.
     """
     space = _space(spacing_mm)
     rng = np.random.default_rng(seed)
@@ -179,15 +178,15 @@ def _lungs(space: _Space, blocked: Mask) -> tuple[Mask, Mask]:
 
 def _airway(space: _Space) -> tuple[Mask, Mask]:
     """Return lumen and wall of trachea and main bronchi; they part 150 mm up."""
+    lumen, outside = _tubes(space, 0), _tubes(space, 2)
+    return lumen, outside & ~lumen
+
+
+def _tubes(space: _Space, grow: float) -> Mask:
     slant = np.clip(150 - space.up, 0, 36) * 1.1
-    lumen = np.zeros(space.shape, dtype=bool)
-    wall = lumen.copy()
-    for grow, mask in ((0, lumen), (2, wall)):
-        mask |= space.column(14, 0.0, 9 + grow) & (space.up > 148 - grow)
-        for side in (-1, 1):
-            branch = space.column(14, side * slant, 6.5 + grow)
-            mask |= branch & (space.up <= 150) & (space.up > 114 - grow)
-    return lumen, wall & ~lumen
+    trachea = space.column(14, 0.0, 9 + grow) & (space.up > 148 - grow)
+    bronchi = space.column(14, slant, 6.5 + grow) | space.column(14, -slant, 6.5 + grow)
+    return trachea | (bronchi & (space.up <= 150) & (space.up > 114 - grow))
 
 
 def _bones(space: _Space) -> tuple[Mask, Mask]:
@@ -207,14 +206,15 @@ def _bone_surface(space: _Space, shrink: float) -> Mask:
     rib = ring & (np.abs(phase - 14) < 5.5 - shrink) & (np.abs(space.left) > 30)
     plate = (np.abs(space.left) < 17 - shrink) & (np.abs(space.back + 89) < 5.5 - shrink)
     sternum = plate & (space.up > 70) & (space.up < 215)
-    spine = (vertebra | arch | tip) & level
-    return spine | rib | sternum | _arm(space, 11 - shrink)
+    bones: Mask = ((vertebra | arch | tip) & level) | rib | sternum
+    return bones | _arm(space, 11 - shrink)
 
 
 def _marker(space: _Space) -> Mask:
-    return (
-        (np.abs(space.up - 160) < 9) & (np.abs(space.back + 79) < 9) & (np.abs(space.left - 74) < 9)
-    )
+    inside: Mask = np.abs(space.up - 160) < 9
+    for axis, middle in ((space.back, -79), (space.left, 74)):
+        inside = inside & (np.abs(axis - middle) < 9)
+    return inside
 
 
 def _low_attenuation(space: _Space, rng: np.random.Generator) -> Mask:

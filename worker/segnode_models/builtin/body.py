@@ -84,14 +84,25 @@ def _parts_of_the_body(hu: Tensor, solid: Tensor) -> Tensor:
 def _lungs_cut_by_the_edge(hu: Tensor, body: Tensor, spacing_mm: Spacing) -> Tensor:
     """Return lungs that the field of view opens to the outside, where no slice can close them.
 
-    Smaller ones than 500 ml cannot be told from foam and clothes.
+    Smaller ones than 500 ml cannot be told from clothes, thinner ones than 12 mm are the blurred
+    rims of skin and table, and what the body does not surround (77 % of a lung's surroundings and
+    64 % of a table's were body, measured) is the inside of the table.
     """
     mean = smoothed(hu, 3, spacing_mm)
-    found = regions((mean > -930) & (mean < -550) & ~body)
+    aerated = (mean > -930) & (mean < -550) & ~body
+    found = regions(opened(aerated, radii(6, spacing_mm)))
     keep = found.sizes * voxel_ml(spacing_mm) > 500
-    values = hu.cpu().numpy()
     for number in np.flatnonzero(keep):
-        here = found.index == number
-        at_edge = bool(here[:, [0, -1]].any() or here[:, :, [0, -1]].any())
-        keep[number] = at_edge and -900 < np.median(values[here]) < -600
+        region = torch.from_numpy(found.index == number).to(hu.device)
+        around = dilated(region, (2, 2, 2)) & ~dilated(region, (1, 1, 1))
+        keep[number] = (
+            _meets_the_edge(region)
+            and -900 < float(hu[region].median()) < -600
+            and float(body[around].float().mean()) > 0.7
+        )
     return found.of(keep)
+
+
+def _meets_the_edge(region: Tensor) -> bool:
+    ends = [0, -1]
+    return bool(region[:, ends].any() or region[:, :, ends].any())

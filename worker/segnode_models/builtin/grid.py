@@ -33,8 +33,11 @@ class Grid:
     @classmethod
     def of_about(cls, size_mm: float, *, shape: tuple[int, ...], source_mm: Spacing) -> Self:
         """Return the grid with voxels of about `size_mm`, never finer than the source."""
-        factors = [max(1, round(size_mm / spacing)) for spacing in source_mm]
         slices, rows, columns = shape
+        factors = [
+            min(count, max(1, round(size_mm / spacing)))
+            for count, spacing in zip(shape, source_mm, strict=True)
+        ]
         return cls(
             shape=(slices, rows, columns),
             factors=(factors[0], factors[1], factors[2]),

@@ -1,7 +1,7 @@
 """Binary morphology in millimetres, with boxes, and connected regions.
 
-Masks are bool tensors of shape ``(slices, rows, columns)``. What lies outside the volume is unknown,
-so it neither grows into it (`dilated`) nor eats from it (`eroded`).
+Masks are bool tensors of shape ``(slices, rows, columns)``. What lies outside the volume is
+unknown, so it neither grows into it (`dilated`) nor eats from it (`eroded`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ def radii(radius_mm: float, spacing_mm: Spacing) -> Radii:
 
 def dilated(mask: Tensor, by: Radii) -> Tensor:
     """Return `mask` grown by a box, axis by axis."""
-    grown = mask[None].to(torch.float32)
     for axis, radius in enumerate(by):
-        if radius:
-            kernel, padding = [1, 1, 1], [0, 0, 0]
-            kernel[axis], padding[axis] = 2 * radius + 1, radius
-            grown = functional.max_pool3d(grown, kernel, stride=1, padding=padding)
-    return grown[0] > 0
+        grown = mask.clone()
+        for shift in range(1, min(radius, mask.shape[axis] - 1) + 1):
+            length = mask.shape[axis] - shift
+            grown.narrow(axis, shift, length).logical_or_(mask.narrow(axis, 0, length))
+            grown.narrow(axis, 0, length).logical_or_(mask.narrow(axis, shift, length))
+        mask = grown
+    return mask
 
 
 def eroded(mask: Tensor, by: Radii) -> Tensor:
@@ -62,13 +63,10 @@ def closed(mask: Tensor, by: Radii) -> Tensor:
     ]
 
 
-def box_mean(hu: Tensor, by: Radii) -> Tensor:
-    """Return the mean over a box, of the voxels that the volume has."""
-    kernel = [2 * radius + 1 for radius in by]
-    mean = functional.avg_pool3d(
-        hu[None, None], kernel, stride=1, padding=by, count_include_pad=False
-    )
-    return mean[0, 0]
+def neighbour_mean(values: Tensor) -> Tensor:
+    """Return the mean over each voxel and its 26 neighbours, the faces repeated."""
+    padded = functional.pad(values[None, None], (1, 1, 1, 1, 1, 1), mode="replicate")
+    return functional.avg_pool3d(padded, 3, stride=1)[0, 0]
 
 
 def smoothed(hu: Tensor, sigma_mm: float, spacing_mm: Spacing) -> Tensor:
@@ -128,8 +126,8 @@ class Regions:
 
 def regions(mask: Tensor, *, within_slices: bool = False) -> Regions:
     """Find the face-connected regions of `mask`, in space or in each axial slice."""
-    structure = _WITHIN_SLICE if within_slices else None
-    index, count = ndimage.label(mask.cpu().numpy(), structure, output=np.int32)
+    structure = _WITHIN_SLICE if within_slices else ndimage.generate_binary_structure(3, 1)
+    index, count = ndimage.label(mask.cpu().numpy(), structure)
     sizes = np.bincount(index.ravel(), minlength=count + 1)
     sizes[0] = 0
-    return Regions(index=index, sizes=sizes, device=mask.device)
+    return Regions(index=index.astype(np.int32, copy=False), sizes=sizes, device=mask.device)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from segnode_models.builtin.body import Body
-from segnode_models.builtin.morphology import box_mean, dilated, eroded, regions
+from segnode_models.builtin.morphology import dilated, eroded, neighbour_mean, regions
 
 _SMALLEST_ML = 5.0
 _BRIGHT_HU, _HIGHEST_HU = 130, 700
@@ -21,9 +21,9 @@ def shows_contrast(body: Body) -> bool:
     """Return whether a bright, even region of 5 ml or more has no denser rim.
 
     Trabecular bone is bright and may be even, but lies in cortex: the densest tenth of its rim was
-    at least 75 HU above it. Blood, urine or bowel with contrast medium is the brightest thing around:
-    at most 11 HU, where it touches bone or noise is 45 HU. Measured at 3 mm on one patient, plain and
-    with simulated contrast of 60 to 600 HU.
+    at least 75 HU above it. Blood, urine or bowel with contrast medium is the brightest thing
+    around: there it was at most 11 HU, with bone beside it and noise of 45 HU. Measured at 3 mm on
+    one patient, plain and with simulated contrast of 60 to 600 HU.
     """
     found = regions(_bright_and_even(body.hu) & body.mask)
     large = found.sizes * body.grid.voxel_ml >= _SMALLEST_ML
@@ -42,7 +42,7 @@ def _bright_and_even(hu: Tensor) -> Tensor:
     Values are cut at 1500 HU, so that metal does not drown the numbers.
     """
     cut = hu.clamp(-200, 1500)
-    mean = box_mean(cut, _NEIGHBOURS)
-    variance = box_mean(cut * cut, _NEIGHBOURS) - mean**2
+    mean = neighbour_mean(cut)
+    variance = neighbour_mean(cut * cut) - mean**2
     bright = (mean > _BRIGHT_HU) & (mean < _HIGHEST_HU) & eroded(hu > 100, _NEIGHBOURS)
     return bright & (variance < _EVEN_HU**2)

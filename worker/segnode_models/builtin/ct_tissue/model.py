@@ -49,16 +49,19 @@ class CtTissue:
     def _findings(
         self, labels: NDArray[np.uint8], volume: InputVolume, withheld: dict[int, str]
     ) -> Findings:
-        counts = [np.bincount(plane.ravel(), minlength=256) for plane in labels]
+        each_ml = voxel_ml(volume.spacing_mm)
+        volumes = {
+            s.number: float(np.count_nonzero(labels[s.plane] == s.value) * each_ml)
+            for s in self.card.segments
+            if s.number not in withheld
+        }
         return Findings(
             withheld=tuple(Withheld(segment=n, reason=why) for n, why in withheld.items()),
             measurements=tuple(
                 Measurement(
                     segment=s.number,
                     name="Volume",
-                    value=None
-                    if s.number in withheld
-                    else float(counts[s.plane][s.value] * voxel_ml(volume.spacing_mm)),
+                    value=volumes.get(s.number),
                     unit="ml",
                     reason=withheld.get(s.number, ""),
                 )
