@@ -9,11 +9,11 @@ import time
 
 import numpy as np
 from numpy.typing import NDArray
-from segnode_models.registry import RegisteredModel
 
 from segnode_contract.card import Card, parse_card
 from segnode_contract.findings import Findings, Withheld
 from segnode_models.model import InputVolume
+from segnode_models.registry import RegisteredModel
 from segnode_models.server import Server
 
 CARD = """
