@@ -22,7 +22,7 @@ _TYPES = {
     ".woff2": "font/woff2",
     ".xml": "application/xml",
 }
-"""Our own list: the system's `mimetypes` differ by machine, and `nosniff` makes a wrong one fatal."""
+"""Our own list: the system's differ by machine, and with `nosniff` a wrong one is fatal."""
 
 _NAMED_BY_CONTENT = re.compile(r"(^|\.)[0-9a-f]{16}\.(js|wasm|woff2)$")
 
