@@ -103,7 +103,8 @@ class Viewer:
             """() => {
                 const { viewportGridService: grid, displaySetService: sets } = window.services;
                 return [...grid.getState().viewports.values()].map(
-                    view => sets.getDisplaySetByUID(view.displaySetInstanceUIDs[0])?.SeriesInstanceUID
+                    ({ displaySetInstanceUIDs: [uid] }) =>
+                        sets.getDisplaySetByUID(uid)?.SeriesInstanceUID
                 );
             }"""
         )
@@ -131,16 +132,28 @@ class Viewer:
         thumbnails = self.page.locator('[data-cy^="study-browser-thumbnail"]')
         thumbnails.filter(has_text=description).first.dblclick()
 
-    def activate(self, viewport: int) -> None:
-        """Make a viewport the one that series open in: a click into it."""
-        self.page.locator("canvas.cornerstone-canvas").nth(viewport).click()
-
-    def show_side_by_side(self) -> None:
-        """Ask for two viewports, as the layout menu does."""
+    def show_axial(self, series_uid: str, viewport: int) -> None:
+        """Reformat a series into one viewport of a multiplanar layout."""
         self.page.evaluate(
-            """() => window.commandsManager.runCommand(
-                'setViewportGridLayout', { numRows: 1, numCols: 2 }
-            )"""
+            """([uid, index]) => {
+                const { displaySetService: sets, viewportGridService: grid } = window.services;
+                const viewportId = [...grid.getState().viewports.keys()][index];
+                window.commandsManager.runCommand('setDisplaySetsForViewports', {
+                    viewportsToUpdate: [{
+                        viewportId,
+                        displaySetInstanceUIDs: [
+                            sets.getDisplaySetsForSeries(uid)[0].displaySetInstanceUID,
+                        ],
+                        viewportOptions: {
+                            viewportId,
+                            viewportType: 'volume',
+                            orientation: 'axial',
+                            toolGroupId: 'mpr',
+                        },
+                    }],
+                });
+            }""",
+            [series_uid, viewport],
         )
 
     def segment_names(self) -> list[str]:
@@ -169,7 +182,9 @@ def running_chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def logged_in(browser: Browser, base_url: str, user: str, password: str) -> Iterator[BrowserContext]:
+def logged_in(
+    browser: Browser, base_url: str, user: str, password: str
+) -> Iterator[BrowserContext]:
     """Make a profile that has logged in, by the browser's own dialogue.
 
     Playwright's `http_credentials` would turn the browser's cache off.

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext
 
+from segnode_cli.node import VIEWER
+
 from .browser import CHROMIUM, Viewer, logged_in, open_viewer, running_chromium
-from .viewer_node import PLUGINS, ROOT, ViewerNode, running_node
+from .viewer_node import PLUGINS, ViewerNode, running_node
 
 
 def need(present: object, what: str) -> None:
@@ -27,9 +29,8 @@ def need(present: object, what: str) -> None:
 @pytest.fixture(scope="session")
 def viewer_dist() -> Path:
     """The patched build of OHIF."""
-    builds = sorted((ROOT / ".cache").glob("ohif-*"))
-    need(builds, "the OHIF viewer is not in .cache")
-    return builds[-1]
+    need(VIEWER.is_dir(), f"the OHIF viewer is not in {VIEWER}")
+    return VIEWER
 
 
 @pytest.fixture(scope="session")

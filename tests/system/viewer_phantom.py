@@ -8,6 +8,7 @@ Everything is LPS: x grows to the patient's left, y to posterior, z to the head.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import highdicom as hd
@@ -87,11 +88,10 @@ def _series(
     x, y = np.meshgrid(_axis(SIZE, SPACING_MM), _axis(SIZE, SPACING_MM))
     body = (x / BODY_MM[0]) ** 2 + (y / BODY_MM[1]) ** 2 <= 1
     stored = np.where(body, 1064, 24).astype(np.uint16)  # 40 and -1000 HU
-    series_uid = generate_uid()
-    return [
-        _slice(study_uid, series_uid, frame_of_reference_uid, number, description, index, stored)
-        for index in range(slices)
-    ]
+    whole = _series_attributes(number, description)
+    whole.StudyInstanceUID, whole.FrameOfReferenceUID = study_uid, frame_of_reference_uid
+    whole.PixelData = stored.tobytes()
+    return [_slice(whole, index) for index in range(slices)]
 
 
 def _axis(count: int, step_mm: float) -> NDArray[np.float64]:
@@ -99,44 +99,38 @@ def _axis(count: int, step_mm: float) -> NDArray[np.float64]:
     return (np.arange(count) - (count - 1) / 2) * step_mm
 
 
-def _slice(
-    study_uid: str,
-    series_uid: str,
-    frame_of_reference_uid: str,
-    number: int,
-    description: str,
-    index: int,
-    stored: NDArray[np.uint16],
-) -> Dataset:
-    image = Dataset()
-    image.file_meta = FileMetaDataset()
-    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, generate_uid()
-    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
-    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
-    image.PatientName, image.PatientID = "PHANTOM^VIEWER", "VIEWER"
-    image.PatientBirthDate, image.PatientSex = "", "O"
-    image.StudyDate, image.StudyTime = "20260102", "101112"
-    image.AccessionNumber = image.ReferringPhysicianName = ""
-    image.StudyID, image.StudyDescription = "1", "Two series & a localizer"
-    image.StudyInstanceUID, image.SeriesInstanceUID = study_uid, series_uid
-    image.FrameOfReferenceUID, image.PositionReferenceIndicator = frame_of_reference_uid, ""
-    image.Modality, image.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
-    image.Manufacturer = ""
-    image.SeriesNumber, image.SeriesDescription = number, description
-    image.InstanceNumber, image.AcquisitionNumber = index + 1, 1
-    image.KVP = None
+def _series_attributes(number: int, description: str) -> Dataset:
+    whole = Dataset()
+    whole.SOPClassUID, whole.SeriesInstanceUID = CTImageStorage, generate_uid()
+    whole.PatientName, whole.PatientID = "PHANTOM^VIEWER", "VIEWER"
+    whole.PatientBirthDate, whole.PatientSex = "", "O"
+    whole.StudyDate, whole.StudyTime = "20260102", "101112"
+    whole.AccessionNumber = whole.ReferringPhysicianName = ""
+    whole.StudyID, whole.StudyDescription = "1", "Two series & a localizer"
+    whole.PositionReferenceIndicator = whole.Manufacturer = ""
+    whole.Modality, whole.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+    whole.SeriesNumber, whole.SeriesDescription = number, description
+    whole.AcquisitionNumber, whole.KVP = 1, None
+    whole.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    whole.PixelSpacing, whole.SliceThickness = [SPACING_MM, SPACING_MM], SLICE_MM
+    whole.Rows = whole.Columns = SIZE
+    whole.SamplesPerPixel, whole.PhotometricInterpretation = 1, "MONOCHROME2"
+    whole.BitsAllocated, whole.BitsStored, whole.HighBit = 16, 16, 15
+    whole.PixelRepresentation = 0
+    whole.RescaleIntercept, whole.RescaleSlope, whole.RescaleType = -1024, 1, "HU"
+    whole.WindowCenter, whole.WindowWidth = 0, 400
+    return whole
+
+
+def _slice(whole: Dataset, index: int) -> Dataset:
+    image = deepcopy(whole)
+    image.SOPInstanceUID, image.InstanceNumber = generate_uid(), index + 1
     corner = float(_axis(SIZE, SPACING_MM)[0])
     image.ImagePositionPatient = [corner, corner, float(_axis(SLICES, SLICE_MM)[index])]
-    image.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    image.PixelSpacing, image.SliceThickness = [SPACING_MM, SPACING_MM], SLICE_MM
-    image.Rows = image.Columns = SIZE
-    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
-    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 16, 15
-    image.PixelRepresentation = 0
-    image.RescaleIntercept, image.RescaleSlope, image.RescaleType = -1024, 1, "HU"
-    image.WindowCenter, image.WindowWidth = 0, 400
-    image.PixelData = stored.tobytes()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
     return image
 
 

@@ -8,10 +8,11 @@ import orthanc
 
 site.addsitedir(os.environ["VIEWER_SITE"])
 
-from flask import Flask, Response  # noqa: E402 # the line above makes it importable
-from segnode_plugin.web.adapter import Adapter  # noqa: E402
-from segnode_plugin.web.ohif import ohif_pages  # noqa: E402
-from segnode_plugin.web.qido import qido_shim  # noqa: E402
+from flask import Flask, Response
+
+from segnode_plugin.web.adapter import Adapter
+from segnode_plugin.web.ohif import ohif_pages
+from segnode_plugin.web.qido import qido_shim
 
 app = Flask(__name__)
 adapter = Adapter(orthanc)
