@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -122,6 +123,8 @@ class _Debug:
 def main() -> None:
     """Run the command; a failure is one sentence on stderr and exit code 1."""
     signal.signal(signal.SIGTERM, _as_interrupt)
+    # our own sentence says it better
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     try:
         app()
     except SegnodeError as error:
