@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,10 +60,11 @@ def postgresql() -> Iterator[str]:
             [*user, programs[-1] / "postgres", "-D", data, *options], stderr=log, cwd="/"
         )
     try:
-        ready = [programs[-1] / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-t", "30"]
-        for _ in range(100):
-            if subprocess.run(ready, stdout=subprocess.DEVNULL, check=False).returncode == 0:
-                break
+        ready = [programs[-1] / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
+        deadline = time.monotonic() + 60
+        while subprocess.run(ready, stdout=subprocess.DEVNULL, check=False).returncode != 0:
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.1)
         yield f"postgresql+psycopg://segnode@127.0.0.1:{port}"
     finally:
         server.terminate()
