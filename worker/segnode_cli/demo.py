@@ -133,8 +133,8 @@ def _addresses(node: Node, viewer_url: str | None) -> None:
 
 
 def _until_interrupted() -> None:
-    say("Ctrl-C ends the node")
     try:
+        say("Ctrl-C ends the node")
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
