@@ -13,7 +13,7 @@ from segnode_cli.ct_series import ct_series
 from segnode_cli.jobs import view_of
 from segnode_cli.node import Node, prepare
 from segnode_cli.phantom import chest_phantom
-from segnode_cli.send import Peer, Sent, send_paths
+from segnode_cli.send import Peer, Sent, dicom_files, send_paths
 from segnode_cli.show import console, say
 from segnode_cli.supervise import running
 from segnode_contract.errors import SetupError
@@ -39,8 +39,10 @@ def run_demo(
     """Start a node, send a study, await its results, say where they are."""
     began = time.monotonic()
     settings = load_settings(config)
-    if study is not None and not study.is_dir():
-        raise SetupError(f"{study} is not a folder; STUDY names a folder with DICOM files.")
+    if study is not None:
+        if not study.is_dir():
+            raise SetupError(f"{study} is not a folder; STUDY names a folder with DICOM files.")
+        dicom_files([study])  # before a node is started for nothing
     node = prepare(data, config, settings, http_port=http_port, dicom_port=dicom_port)
     with running(node, 2, say):
         folder = study or _phantom(node)
