@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from pydicom import dcmread
 
 from segnode_cli.ct_series import as_file, ct_series
-from segnode_contract.errors import ModelFailed
+from segnode_contract.errors import BrokenInstance, ModelFailed
 from segnode_contract.findings import Findings, Withheld
 from segnode_contract.identity import derived_uid
 from segnode_worker.proof import prove
@@ -188,6 +188,17 @@ def test_every_image_is_referred_to_and_every_frame_names_its_own(made):
         assert list(position) == list(source.ImagePositionPatient)
 
 
+def test_frames_are_indexed_by_segment_and_place_along_the_normal(made):
+    seg = read(made.data)
+    frames = seg.PerFrameFunctionalGroupsSequence
+    heights = [float(f.PlanePositionSequence[0].ImagePositionPatient[2]) for f in frames]
+    ranks = {height: i for i, height in enumerate(sorted(set(heights), reverse=True), 1)}
+    for frame, height in zip(frames, heights, strict=True):
+        number = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        indices = list(frame.FrameContentSequence[0].DimensionIndexValues)
+        assert indices == [number, ranks[height]]
+
+
 def test_segments_that_do_not_overlap_say_so(made, identity):
     labels = made.labels.copy()
     labels[0] = 0
@@ -282,6 +293,16 @@ def test_a_name_that_its_character_set_cannot_decode_stays_what_it_was(hu, card,
     data = encode(stack, labels, card, Findings(), identity, MADE_AT)
     assert read(data).SpecificCharacterSet == "ISO_IR 192"
     assert b"M\xfcller^J\xffne!" in data
+
+
+def test_a_patient_that_cannot_be_copied_is_the_images_fault(hu, card, identity):
+    image = as_file(ct_series(hu, spacing_mm=(3, 1.5, 1.25))[0])
+    birth_date = b"\x10\x00\x30\x00DA\x08\x00"
+    assert birth_date in image
+    stack = stack_series([image.replace(birth_date, birth_date.replace(b"DA", b"D\xff"))])
+    labels = np.ones((2, *stack.volume.shape), np.uint8)
+    with pytest.raises(BrokenInstance, match="cannot be copied"):
+        encode(stack, labels, card, Findings(), identity, MADE_AT)
 
 
 def test_study_and_patient_are_copied_whatever_they_hold(hu, card, identity):

@@ -254,6 +254,16 @@ def test_what_is_not_dicom_names_its_place(series, file):
         stack_series([as_file(series[0]), file, as_file(series[1])])
 
 
+@pytest.mark.parametrize(
+    "keyword", ["SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"]
+)
+def test_what_is_no_uid_is_a_broken_image(series, keyword):
+    uid = series[1][keyword].value
+    files = [as_file(series[1]).replace(uid.encode(), b"../" + uid[3:].encode())]
+    with pytest.raises(BrokenInstance):
+        stack_series(files)
+
+
 def test_bits_that_contradict_each_other_are_a_broken_image(series):
     series[1].BitsStored = 17
     with pytest.raises(BrokenInstance, match=series[1].SOPInstanceUID):

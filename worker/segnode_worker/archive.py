@@ -66,9 +66,7 @@ class DicomWebArchive:
         self._pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=10, read=timeout_s),
             # a kept connection may close just as it is used; only what changes nothing is repeated
-            retries=urllib3.Retry(
-                total=2, read=1, redirect=False, allowed_methods={"GET"}, backoff_factor=0.2
-            ),
+            retries=urllib3.Retry(total=2, read=1, allowed_methods={"GET"}, backoff_factor=0.2),
         )
 
     def fetch_series(self, study_uid: str, series_uid: str) -> list[bytes]:

@@ -143,9 +143,7 @@ def _check_straight(
 
 def _even_spacing(along: NDArray[np.float64], ordered: Sequence[Instance]) -> float:
     if len(ordered) == 1:
-        header = ordered[0].header
-        said = header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1.0
-        return abs(float(said))
+        return abs(ordered[0].thickness or 1.0)
     gaps = np.diff(along)
     usual = float(np.median(gaps))
     widest = int(gaps.argmax())

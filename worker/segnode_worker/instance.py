@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 import zlib
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     UID,
@@ -20,11 +21,13 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
 from segnode_contract.errors import BrokenInstance
 
 BROKEN = (
+    BytesLengthException,
     InvalidDicomError,
     ArithmeticError,
     AttributeError,
@@ -63,7 +66,10 @@ class Instance:
     """
 
     uid: str
+    study_uid: str
     series_uid: str
+    class_uid: str
+    transfer_syntax: UID
     modality: str
     image_type: tuple[str, ...]
     frames: int
@@ -78,6 +84,7 @@ class Instance:
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     spacing: tuple[float, ...] | None
+    thickness: float | None
     frame_of_reference_uid: str
     slope: float | None
     intercept: float | None
@@ -104,8 +111,7 @@ def parse_instance(file: bytes, place: int) -> Instance:
             _refuse_bomb(file)
             stream = BytesIO(file)
             header = dcmread(stream, stop_before_pixels=True)
-            if UID(header.SOPInstanceUID).is_valid:
-                name = f"The image {header.SOPInstanceUID}"
+            name = f"The image {_uid(header, 'SOPInstanceUID')}"
             return _instance(header, file, stream.tell())
     except BROKEN as error:
         raise BrokenInstance(
@@ -129,7 +135,7 @@ def stored_values(instance: Instance) -> NDArray[Any]:
     except BROKEN as error:
         raise BrokenInstance(
             f"The pixels of the image {instance.uid} cannot be decoded (transfer syntax "
-            f"{instance.header.file_meta.TransferSyntaxUID}, {type(error).__name__}); send it "
+            f"{instance.transfer_syntax}, {type(error).__name__}); send it "
             "again from where it came."
         ) from error
     if values.shape != (instance.rows, instance.columns):
@@ -145,8 +151,11 @@ def _instance(header: Dataset, file: bytes, pixel_offset: int) -> Instance:
     allocated = int(header.get("BitsAllocated") or 0)
     stored = int(header.get("BitsStored") or allocated)
     return Instance(
-        uid=str(header.SOPInstanceUID),
-        series_uid=str(header.SeriesInstanceUID),
+        uid=_uid(header, "SOPInstanceUID"),
+        study_uid=_uid(header, "StudyInstanceUID"),
+        series_uid=_uid(header, "SeriesInstanceUID"),
+        class_uid=_uid(header, "SOPClassUID"),
+        transfer_syntax=syntax,
         modality=str(header.get("Modality") or ""),
         image_type=_texts(header, "ImageType"),
         frames=int(header.get("NumberOfFrames") or 1),
@@ -160,7 +169,10 @@ def _instance(header: Dataset, file: bytes, pixel_offset: int) -> Instance:
         position=_numbers(header, "ImagePositionPatient"),
         orientation=_numbers(header, "ImageOrientationPatient"),
         spacing=_numbers(header, "PixelSpacing"),
-        frame_of_reference_uid=str(header.get("FrameOfReferenceUID") or ""),
+        thickness=_number(header, "SliceThickness"),
+        frame_of_reference_uid=(
+            _uid(header, "FrameOfReferenceUID") if header.get("FrameOfReferenceUID") else ""
+        ),
         slope=_number(header, "RescaleSlope"),
         intercept=_number(header, "RescaleIntercept"),
         rescale_type=str(header.get("RescaleType") or ""),
@@ -168,6 +180,14 @@ def _instance(header: Dataset, file: bytes, pixel_offset: int) -> Instance:
         file=file,
         pixel_offset=pixel_offset,
     )
+
+
+def _uid(header: Dataset, keyword: str) -> str:
+    value = str(header[keyword].value)
+    # leading zeros, which PS3.5 9.1 forbids, are met in practice
+    if not re.fullmatch(r"[0-9.]{1,64}", value):
+        raise ValueError(f"{keyword} is not a UID")
+    return value
 
 
 def _texts(header: Dataset, keyword: str) -> tuple[str, ...]:
@@ -190,15 +210,14 @@ def _number(header: Dataset, keyword: str) -> float | None:
 
 
 def _is_plain(instance: Instance) -> bool:
-    syntax = instance.header.file_meta.TransferSyntaxUID
-    plain = syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+    plain = instance.transfer_syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
     return plain and instance.bits[0] == 16
 
 
 def _native(instance: Instance) -> NDArray[Any]:
     """Read 16-bit little endian pixels where they lie, without copying the file."""
     file, start = instance.file, instance.pixel_offset
-    implicit = instance.header.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+    implicit = instance.transfer_syntax == ImplicitVRLittleEndian
     if file[start : start + 4] != _PIXEL_DATA:
         raise ValueError("no Pixel Data element")
     first = start + (8 if implicit else 12)
@@ -211,9 +230,11 @@ def _native(instance: Instance) -> NDArray[Any]:
 
 
 def _decoded(instance: Instance) -> NDArray[Any]:
-    dataset = dcmread(BytesIO(instance.file))
-    values = pixel_array(dataset, raw=True)
-    native = dataset.file_meta.TransferSyntaxUID in NATIVE
+    syntax = instance.transfer_syntax
+    # the RLE decoder in Rust, where it is installed, panics past every handler on damaged data
+    plugin = "pydicom" if syntax == RLELossless else ""
+    values = pixel_array(dcmread(BytesIO(instance.file)), raw=True, decoding_plugin=plugin)
+    native = syntax in NATIVE
     high = instance.bits[2] if native else instance.bits[1] - 1
     return _without_spare_bits(values, instance, high)
 

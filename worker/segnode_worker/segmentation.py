@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmwrite
 from pydicom.sr.codedict import codes
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from segnode_contract.card import Card, Code, Segment
+from segnode_contract.errors import BrokenInstance
 from segnode_contract.findings import Findings
 from segnode_contract.identity import derived_uid
 from segnode_worker.frames import Frame, element, frames_of, functional_groups, packed_pixels
+from segnode_worker.instance import BROKEN
 from segnode_worker.stack import Stack
 from segnode_worker.study import copy_study
 
@@ -31,7 +33,6 @@ SERIES_NUMBERS = 9000
 _PER_FRAME_GROUPS = 0x52009230
 _PIXEL_DATA = 0x7FE00010
 _GEOMETRY = (
-    "SOPClassUID",
     "SOPInstanceUID",
     "StudyInstanceUID",
     "SeriesInstanceUID",
@@ -99,6 +100,8 @@ def encode(  # noqa: PLR0917 - the arguments follow the road of a job
 
     Raises
     ------
+    BrokenInstance
+        If patient or study of the images are of no kind that can be copied.
     ModelFailed
         If there are voxels of a segment that `findings` says was left out.
     """
@@ -112,13 +115,12 @@ def encode(  # noqa: PLR0917 - the arguments follow the road of a job
         _set_dates(head, made_at)
         head.SegmentsOverlap = "YES" if _overlap(labels) else "NO"
         head.NumberOfFrames = len(frames)
-        stream = BytesIO()
-        dcmwrite(stream, head, enforce_file_format=True)
+        written = _written(head, stack.sources[0])
         groups = list(functional_groups(frames, stack.sources))
     # both tags are higher than any of the head, so that they stand at the file's end
     return b"".join(
         [
-            stream.getvalue(),
+            written,
             *element(_PER_FRAME_GROUPS, b"SQ", groups),
             *element(_PIXEL_DATA, b"OB", list(packed_pixels(labels, frames))),
         ]
@@ -176,8 +178,21 @@ def _head(
     dimensions = derived_uid(key, "dimensions")
     for item in (*head.DimensionOrganizationSequence, *head.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimensions
-    copy_study(first, head)
     return head
+
+
+def _written(head: Dataset, source: Dataset) -> bytes:
+    """Write the head with the patient and the study of an image."""
+    stream = BytesIO()
+    try:
+        copy_study(source, head)
+        dcmwrite(stream, head, enforce_file_format=True)
+    except BROKEN as error:
+        raise BrokenInstance(
+            f"Patient and study of the image {source.SOPInstanceUID} cannot be copied "
+            f"({type(error).__name__}); send the image again from where it came."
+        ) from error
+    return stream.getvalue()
 
 
 def _empty_frame(card: Card, withheld: Mapping[int, str]) -> Frame:
@@ -187,6 +202,7 @@ def _empty_frame(card: Card, withheld: Mapping[int, str]) -> Frame:
 
 def _geometry_of(source: Dataset, spacing_mm: float) -> Dataset:
     image = Dataset()
+    image.SOPClassUID = CTImageStorage  # one that highdicom knows; the frames name the true one
     image.SliceThickness = source.get("SliceThickness") or spacing_mm
     for keyword in _PATIENT:
         setattr(image, keyword, None)

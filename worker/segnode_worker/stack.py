@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID
 
 from segnode_contract.errors import UnsuitableSeries
 from segnode_worker.geometry import Arrangement, arrange
@@ -122,11 +122,13 @@ def _check_rescale(image: Instance) -> None:
 
 
 def _check_decodable(image: Instance) -> None:
-    syntax = UID(image.header.file_meta.TransferSyntaxUID)
+    syntax = image.transfer_syntax
     if syntax in NATIVE:
         return
     try:
-        known = get_decoder(syntax).is_available
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a syntax that is no UID is refused all the same
+            known = get_decoder(syntax).is_available
     except NotImplementedError:
         known = False
     if not known:
