@@ -297,9 +297,9 @@ def test_a_name_that_its_character_set_cannot_decode_stays_what_it_was(hu, card,
 
 def test_a_patient_that_cannot_be_copied_is_the_images_fault(hu, card, identity):
     image = as_file(ct_series(hu, spacing_mm=(3, 1.5, 1.25))[0])
-    birth_date = b"\x10\x00\x30\x00DA\x08\x00"
-    assert birth_date in image
-    stack = stack_series([image.replace(birth_date, birth_date.replace(b"DA", b"D\xff"))])
+    physician = b"\x08\x00\x90\x00PN\x00\x00"
+    assert physician in image
+    stack = stack_series([image.replace(physician, physician.replace(b"PN", b"P9"))])
     labels = np.ones((2, *stack.volume.shape), np.uint8)
     with pytest.raises(BrokenInstance, match="cannot be copied"):
         encode(stack, labels, card, Findings(), identity, MADE_AT)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pydicom import Dataset
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
+from pydicom.uid import (
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 
 from segnode_cli.ct_series import as_file, ct_series
 from segnode_contract.errors import BrokenInstance, UnsuitableSeries
@@ -190,6 +196,9 @@ REFUSED = [
     (each(PixelSpacing=[-1, 1]), "geometry", "Spacing"),
     (each(PixelSpacing=None), "geometry", "Spacing of the image"),
     (each(FrameOfReferenceUID=None), "geometry", "Frame of Reference"),
+    (each(SOPClassUID=SecondaryCaptureImageStorage), "sop-class", SecondaryCaptureImageStorage),
+    (the_third(SeriesInstanceUID="1.2.3"), "mixed-series", "1.2.3"),
+    (the_third(StudyInstanceUID="1.2.3"), "mixed-series", "of the series"),
     (smaller, "mixed-size", "20 x 26 and 10 x 26"),
     (the_third(FrameOfReferenceUID=generate_uid()), "mixed-frame-of-reference", "frames of"),
     (the_third(PixelSpacing=[2, 2]), "mixed-spacing", "(2.0, 2.0)"),

@@ -38,9 +38,9 @@ def arrange(slices: Sequence[Instance]) -> Arrangement:
     Raises
     ------
     UnsuitableSeries
-        With the code ``geometry``, ``mixed-size``, ``mixed-spacing``, ``mixed-orientation``,
-        ``mixed-frame-of-reference``, ``duplicate-position``, ``gantry-tilt``, ``missing-slice``
-        or ``uneven-spacing``.
+        With the code ``geometry``, ``mixed-series``, ``mixed-size``, ``mixed-spacing``,
+        ``mixed-orientation``, ``mixed-frame-of-reference``, ``duplicate-position``,
+        ``gantry-tilt``, ``missing-slice`` or ``uneven-spacing``.
     """
     for image in slices:
         _check_plane(image)
@@ -93,6 +93,11 @@ def _check_plane(image: Instance) -> None:
 def _check_alike(slices: Sequence[Instance]) -> None:
     first = slices[0]
     for image in slices[1:]:
+        if (image.study_uid, image.series_uid) != (first.study_uid, first.series_uid):
+            raise _unsuitable(
+                "mixed-series",
+                f"its images are of the series {first.series_uid} and {image.series_uid}",
+            )
         sizes = [f"{i.rows} x {i.columns}" for i in (first, image)]
         if sizes[0] != sizes[1]:
             raise _unsuitable("mixed-size", f"its images measure {sizes[0]} and {sizes[1]} pixels")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmwrite
 from pydicom.sr.codedict import codes
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from segnode_contract.card import Card, Code, Segment
@@ -33,6 +33,7 @@ SERIES_NUMBERS = 9000
 _PER_FRAME_GROUPS = 0x52009230
 _PIXEL_DATA = 0x7FE00010
 _GEOMETRY = (
+    "SOPClassUID",
     "SOPInstanceUID",
     "StudyInstanceUID",
     "SeriesInstanceUID",
@@ -202,7 +203,6 @@ def _empty_frame(card: Card, withheld: Mapping[int, str]) -> Frame:
 
 def _geometry_of(source: Dataset, spacing_mm: float) -> Dataset:
     image = Dataset()
-    image.SOPClassUID = CTImageStorage  # one that highdicom knows; the frames name the true one
     image.SliceThickness = source.get("SliceThickness") or spacing_mm
     for keyword in _PATIENT:
         setattr(image, keyword, None)

@@ -13,6 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    CTImageStorage,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+)
 
 from segnode_contract.errors import UnsuitableSeries
 from segnode_worker.geometry import Arrangement, arrange
@@ -22,6 +27,7 @@ _LARGEST_SLICE = 1 << 26
 _LARGEST_VOLUME = 1 << 31
 """Voxels: 8192 x 8192, and 8192 slices of 512 x 512."""
 
+_IMAGE_CLASSES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage)
 _TECHNICAL = ("BodyPartExamined", "ConvolutionKernel", "SliceThickness", "KVP")
 _CONTRAST = (
     "ContrastBolusAgent",
@@ -90,6 +96,10 @@ def _check_image(image: Instance, modality: str) -> None:
     if image.frames != 1 or "SharedFunctionalGroupsSequence" in image.header:
         raise _unsuitable(
             "multi-frame", f"holds the image {image.uid} of {image.frames} frames; one is needed"
+        )
+    if image.class_uid not in _IMAGE_CLASSES:
+        raise _unsuitable(
+            "sop-class", f"holds the image {image.uid} of the SOP class {image.class_uid}"
         )
     if not image.has_pixels:
         raise _unsuitable("no-pixel-data", f"holds the image {image.uid} without pixels")
