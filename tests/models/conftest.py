@@ -70,7 +70,7 @@ def phantom() -> Callable[..., Phantom]:
 
 @pytest.fixture(scope="session")
 def models() -> dict[str, RegisteredModel]:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # more wait for each other where cores are shared
     return {model.card.name: model for model in load_builtin("cpu")}
 
 

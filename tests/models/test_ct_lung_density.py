@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from segnode_models.builtin.ct_lung_density.density import label_lungs
+from segnode_models.builtin.ct_lung_density.sides import split_sides
 from segnode_models.model import InputVolume
 
 RIGHT, LEFT, LAA = 1, 2, 3
@@ -59,6 +60,22 @@ def test_touching_lungs_are_told_apart(phantom, dice, spacing_mm):
     assert dice(labels[0] == LEFT, left) >= 0.98
     swapped = (right & (labels[0] == LEFT)) | (left & (labels[0] == RIGHT))
     assert swapped.sum() <= 0.01 * (right | left).sum()
+
+
+def test_lungs_that_touch_beside_the_midline_are_parted_where_they_touch():
+    lungs = torch.zeros((20, 40, 100), dtype=torch.bool)
+    lungs[:, :, 5:60] = True
+    lungs[:, :, 62:95] = True
+    lungs[:, :2, 60:62] = True
+    right, left = split_sides(lungs, (3.0, 3.0, 3.0), midline=50.0)
+    assert right[:, :, 5:60].all()
+    assert left[:, :, 62:95].all()
+    assert not (right & left).any()
+
+
+def test_low_attenuation_areas_are_lung_voxels_below_950_hu(chest):
+    labels, _ = lungs_of(chest.hu, chest.spacing_mm)
+    assert np.array_equal(labels[1] == 1, (labels[0] > 0) & (chest.hu < -950))
 
 
 def test_airway_is_no_lung(chest):

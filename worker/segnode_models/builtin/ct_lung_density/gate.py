@@ -36,7 +36,7 @@ def _about_series(volume: InputVolume) -> Iterator[str]:
         yield f"The images cover {coverage_mm:.0f} mm; {_COVERAGE_MM} mm are needed."
     thickness_mm = max(*volume.spacing_mm, _slice_thickness_mm(volume))
     if thickness_mm > _THICKEST_MM:
-        yield f"Slices or voxels are {thickness_mm:.1f} mm thick; at most 3 mm are needed."
+        yield f"Slices or voxels are {thickness_mm:.1f} mm thick; at most 3 mm can be measured."
 
 
 def _slice_thickness_mm(volume: InputVolume) -> float:
