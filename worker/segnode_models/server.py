@@ -49,6 +49,7 @@ class Server:
 
     def _answer(self, link: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
         if request["ask"] == "models":
+            send(link, {"started": True})
             cards = [{"digest": d, "card": m.card.source} for d, m in self._models.items()]
             send(link, {"models": cards})
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ from segnode_contract.model_link import receive, send
 
 _TURN_S = 3600.0
 """How long a job may wait for the jobs before it; a start of the process is in it."""
+
+
+_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +49,8 @@ class ModelProcess:
 
     def models(self) -> list[KnownModel]:
         """Return the models that it has, waiting for it to be up."""
-        with self._link() as link:
-            send(link, {"ask": "models"})
-            reply, _ = _reply(link)
+        with self._turn({"ask": "models"}, []) as link:
+            reply = _reply(link)
         return [
             KnownModel(card=parse_card(m["card"], where="the model process"), digest=m["digest"])
             for m in reply["models"]
@@ -102,12 +103,10 @@ class ModelProcess:
         return labels, Findings.from_json(reply["findings"])
 
     def _ask(self, request: dict[str, Any], fds: list[int], card: Card) -> dict[str, Any]:
-        with self._link() as link:
-            send(link, request, fds)
-            _reply(link)  # the turn came
+        with self._turn(request, fds) as link:
             link.settimeout(card.time_limit_s)
             try:
-                reply, _ = _reply(link)
+                reply = _reply(link)
             except TimeoutError as error:
                 self._kill()
                 raise ModelTimeLimit(
@@ -120,6 +119,24 @@ class ModelProcess:
         return reply
 
     @contextmanager
+    def _turn(self, request: dict[str, Any], fds: list[int]) -> Iterator[socket.socket]:
+        """Send a request and wait until its turn comes.
+
+        A process that ends before was ended under another job: the next one is asked.
+        """
+        for tries_left in reversed(range(_TRIES)):
+            with self._link() as link:
+                try:
+                    send(link, request, fds)
+                    _reply(link)
+                except (ModelProcessDied, ConnectionError):
+                    if not tries_left:
+                        raise
+                    continue
+                yield link
+                return
+
+    @contextmanager
     def _link(self) -> Iterator[socket.socket]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
             link.settimeout(_TURN_S)
@@ -130,7 +147,7 @@ class ModelProcess:
             yield link
 
 
-def _reply(link: socket.socket) -> tuple[dict[str, Any], float]:
+def _reply(link: socket.socket) -> dict[str, Any]:
     try:
         message, _ = receive(link)
     except EOFError as error:
@@ -138,7 +155,7 @@ def _reply(link: socket.socket) -> tuple[dict[str, Any], float]:
             "The model process ended in the middle of the job; its log says why (out of memory is "
             "the common reason). It is started anew."
         ) from error
-    return message, time.monotonic()
+    return message
 
 
 @contextmanager
