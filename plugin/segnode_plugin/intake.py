@@ -6,11 +6,12 @@ import logging
 from dataclasses import replace
 from typing import Any, Protocol
 
+from segnode_contract.errors import SegnodeError
 from segnode_contract.ledger import IntakeLedger
 from segnode_contract.ledger.intake import Decision, QuietSeries
 from segnode_contract.settings import Settings
 from segnode_plugin.facts import SeriesFacts, series_facts
-from segnode_plugin.routing import new_job, verdict, waiting_for
+from segnode_plugin.routing import new_job, verdict
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +36,25 @@ class Intake:
         self._archive = archive
         self._ledger = ledger
         self._settings = settings
+        self._told: set[str] = set()
 
     def tick(self) -> None:
         """Note what changed, then decide what is due."""
         archive_id = self._archive.archive_id()
         self._note_changes(archive_id)
         for quiet in self._ledger.quiet(archive_id, self._settings.intake.quiet_s):
-            self._decide(archive_id, quiet)
+            try:
+                self._decide(archive_id, quiet)
+            except SegnodeError:
+                raise
+            except Exception as error:  # one series that cannot be read must not hold the others
+                # its text may quote a DICOM file
+                self._unreadable(quiet.orthanc_id, type(error).__name__)
+
+    def _unreadable(self, orthanc_id: str, error: str) -> None:
+        if orthanc_id not in self._told:
+            self._told.add(orthanc_id)
+            log.warning("series not decided", extra={"orthanc_id": orthanc_id, "error": error})
 
     def _note_changes(self, archive_id: str) -> None:
         cursor = self._ledger.cursor(archive_id)
@@ -77,15 +90,13 @@ class Intake:
         if self._ledger.own_series(facts.series_uid):
             verdicts = tuple(replace(v, taken=False, reason="a result of ours") for v in verdicts)
         models = self._ledger.models()
-        absent = waiting_for(routes, verdicts, models)
-        if absent is not None:
-            verdicts = tuple(
-                replace(v, reason=f"waits: no worker has announced the model {absent}")
-                if v.taken
-                else v
-                for v in verdicts
-            )
-        taken = [] if absent else [n for n, v in enumerate(verdicts) if v.taken]
+        present = {route.name for route in routes if route.model in models}
+        waits = [v.route for v in verdicts if v.taken and v.route not in present]
+        verdicts = tuple(
+            replace(v, reason="waits: no worker has announced the model") if v.route in waits else v
+            for v in verdicts
+        )
+        taken = [n for n, v in enumerate(verdicts) if v.taken and v.route in present]
         return Decision(
             orthanc_id=quiet.orthanc_id,
             last_instance_at=quiet.last_instance_at,
@@ -99,5 +110,5 @@ class Intake:
                 )
                 for rank in taken
             ),
-            final=absent is None,
+            final=not waits,
         )

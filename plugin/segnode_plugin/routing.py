@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from segnode_contract.identity import content_digest, job_key
 from segnode_contract.job import NewJob
 from segnode_contract.ledger.intake import AnnouncedModel, Verdict
@@ -55,12 +53,3 @@ def new_job(
         lane=route.lane,
         last_instance_at=last_instance_at,
     )
-
-
-def waiting_for(
-    routes: Sequence[Route], verdicts: Sequence[Verdict], models: Mapping[str, AnnouncedModel]
-) -> str | None:
-    """Return the name of a model that a taken route needs and no worker has announced yet."""
-    taken = {verdict.route for verdict in verdicts if verdict.taken}
-    wanted = [route.model for route in routes if route.name in taken]
-    return next((name for name in wanted if name not in models), None)

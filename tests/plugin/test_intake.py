@@ -205,8 +205,32 @@ def test_a_route_waits_until_a_worker_has_its_model(archive: Archive, ledger: Le
     intake = Intake(archive, IntakeLedger(ledger), settings())
     intake.tick()
     assert states(ledger) == []
-    assert reasons(ledger) == {"any CT": "waits: no worker has announced the model ct-tissue"}
+    assert reasons(ledger) == {"any CT": "waits: no worker has announced the model"}
     announce(ledger)
+    intake.tick()
+    assert states(ledger) == [("queued", 1)]
+
+
+def test_an_absent_model_holds_no_other_route(archive: Archive, ledger: Ledger) -> None:
+    announce(ledger)
+    routes = [Route(name=m, model=m, modality="CT") for m in ("ct-liver", "ct-tissue")]
+    archive.add("7", "1.7.1")
+    intake = Intake(archive, IntakeLedger(ledger), settings(*routes))
+    intake.tick()
+    assert [job.model for job in LedgerView(ledger).jobs()] == ["ct-tissue"]
+    announce(ledger, "ct-liver")
+    intake.tick()
+    assert {job.model for job in LedgerView(ledger).jobs()} == {"ct-tissue", "ct-liver"}
+
+
+def test_a_series_that_cannot_be_read_does_not_hold_the_others(
+    archive: Archive, ledger: Ledger
+) -> None:
+    announce(ledger)
+    intake = Intake(archive, IntakeLedger(ledger), settings())
+    archive.add("7", "1.7.1")
+    archive.add("8", "1.8.1")
+    del archive.instances["1.7.1"]["MainDicomTags"]["SOPInstanceUID"]
     intake.tick()
     assert states(ledger) == [("queued", 1)]
 

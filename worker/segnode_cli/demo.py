@@ -49,7 +49,7 @@ def run_demo(
         sent = send_paths(
             [folder], Peer(aet=settings.dicom.aet, host="127.0.0.1", port=node.dicom_port)
         )
-        jobs = _await_results(node, sent, quiet_s=settings.intake.quiet_s)
+        jobs = _await_results(node, sent)
         summary = _summary(node, sent, jobs, time.monotonic() - began)
         _addresses(node, str(summary["viewer_url"]))
         if not leave:
@@ -75,21 +75,23 @@ def _phantom(node: Node) -> Path:
     return folder
 
 
-def _await_results(node: Node, sent: Sent, *, quiet_s: float) -> list[JobRow]:
+def _await_results(node: Node, sent: Sent) -> list[JobRow]:
     deadline = time.monotonic() + _RESULT_S
-    patience = time.monotonic() + quiet_s + 30
     with (
         view_of(node.data) as view,
         Status("waiting for the quiet period", console=console) as line,
     ):
         while time.monotonic() < deadline:
             jobs = [job for uid in sent.study_uids for job in view.jobs(study_uid=uid)]
-            if jobs and not any(job.state in OPEN_STATES for job in jobs):
-                return jobs
-            decided = [s for uid in sent.study_uids for s in view.series(uid) if s.decided_at]
-            if not jobs and decided and time.monotonic() > patience - 25:
-                reasons = {v["reason"] for series in decided for v in series.verdicts}
-                raise SetupError(f"No route took the study: {'; '.join(sorted(reasons))}.")
+            decided = {
+                s.series_uid: s for uid in sent.study_uids for s in view.series(uid) if s.decided_at
+            }
+            if set(sent.series_uids) <= set(decided):
+                if not jobs:
+                    reasons = {v["reason"] for s in decided.values() for v in s.verdicts}
+                    raise SetupError(f"No route took the study: {'; '.join(sorted(reasons))}.")
+                if not any(job.state in OPEN_STATES for job in jobs):
+                    return jobs
             line.update("; ".join(_progress(job) for job in jobs) or "waiting for the quiet period")
             time.sleep(0.3)
     raise SetupError(

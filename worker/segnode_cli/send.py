@@ -35,6 +35,7 @@ class Sent:
     stored: int
     refused: int
     study_uids: tuple[str, ...]
+    series_uids: tuple[str, ...]
 
 
 def parse_peer(text: str, data: Path) -> Peer:
@@ -97,12 +98,14 @@ def send_paths(paths: Sequence[Path], peer: Peer) -> Sent:
     )
     link = _associate(peer, kinds[:_MOST_CONTEXTS])
     stored, refused, studies = 0, 0, set[str]()
+    series = set[str]()
     try:
         for file in track(files, "sending", console=console):
             reason = _store(link, file)
             if reason is None:
                 stored += 1
                 studies.add(str(headers[file].StudyInstanceUID))  # type: ignore[union-attr] # read
+                series.add(str(headers[file].SeriesInstanceUID))  # type: ignore[union-attr] # read
             else:
                 refused += 1
                 say(f"{file.name} was not sent: {reason}")
@@ -111,7 +114,12 @@ def send_paths(paths: Sequence[Path], peer: Peer) -> Sent:
             link.release()
     if not stored:
         raise SetupError(f"{peer.aet} took none of the {len(files)} files; see the lines above.")
-    return Sent(stored=stored, refused=refused, study_uids=tuple(sorted(studies)))
+    return Sent(
+        stored=stored,
+        refused=refused,
+        study_uids=tuple(sorted(studies)),
+        series_uids=tuple(sorted(series)),
+    )
 
 
 def _associate(peer: Peer, kinds: Iterable[tuple[str, str]]) -> Association:

@@ -12,6 +12,8 @@ import os
 import socket
 import sys
 import threading
+import traceback
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +85,13 @@ class Server:
         try:
             findings = model.model.segment(volume, labels)
         except Exception as error:  # whatever a model raises is the model's failure
-            log.exception("model failed", extra={"model": model.card.name})
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            # the text of the exception goes nowhere: it may hold what an image says
+            log.error(  # as said
+                "model failed",
+                extra={"model": model.card.name, "error": type(error).__name__, "at": where},
+            )
             raise ModelFailed(
                 f"The model {model.card.name} {model.card.version} stopped with "
                 f"{type(error).__name__}; the model process's log has the place."
