@@ -6,10 +6,10 @@ import base64
 import binascii
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from segnode_contract.settings import Settings
 
@@ -17,43 +17,83 @@ log = logging.getLogger(__name__)
 
 _UID = r"[0-9.]{1,64}"
 _ID = r"[0-9a-f]{8}(-[0-9a-f]{8}){4}"
+_WORKER = ("worker",)
+_PEOPLE = ("viewer", "administrator")
+_ADMIN = ("administrator",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Roles that may use methods on paths that match."""
+    """Roles that may use a method on paths that match, and what for."""
 
     roles: tuple[str, ...]
-    methods: tuple[str, ...]
+    method: str
     path: str
-    """Regular expression for the whole path."""
+    """Regular expression for the whole path, without a slash at its end."""
+    reason: str
 
-
-_PEOPLE = ("viewer", "administrator")
-_ADMIN = ("administrator",)
 
 RULES = (
-    # the worker fetches images and stores results, by DICOMweb alone
-    Rule(roles=("worker",), methods=("GET",), path=rf"/dicom-web/studies/{_UID}(/.*)?"),
-    Rule(roles=("worker",), methods=("POST",), path=rf"/dicom-web/studies(/{_UID})?"),
-    # people look at images and pages
-    Rule(roles=_PEOPLE, methods=("GET",), path=r"/"),
-    Rule(roles=_PEOPLE, methods=("GET",), path=r"/(ohif|qido|segnode|dicom-web)(/.*)?"),
-    # the administrator's Orthanc Explorer, which reads much and finds by POST
-    Rule(roles=_ADMIN, methods=("GET",), path=r"/app/.*"),
+    Rule(
+        roles=_WORKER,
+        method="GET",
+        path=rf"/dicom-web/studies/{_UID}(/.*)?",
+        reason="WADO-RS: a job fetches its images and reads its result back.",
+    ),
+    Rule(
+        roles=_WORKER,
+        method="POST",
+        path=rf"/dicom-web/studies(/{_UID})?",
+        reason="STOW-RS: a job stores its result.",
+    ),
+    Rule(
+        roles=_PEOPLE,
+        method="GET",
+        path=r"/|/segnode(/.*)?|/ohif(/.*)?",
+        reason="Pages and viewer.",
+    ),
+    Rule(
+        roles=_PEOPLE,
+        method="GET",
+        path=r"/(qido|dicom-web)/(studies|series|instances)(/.*)?",
+        reason="What the viewer searches and shows; not /dicom-web/servers, other archives.",
+    ),
     Rule(
         roles=_ADMIN,
-        methods=("GET",),
-        path=r"/(patients|studies|series|instances|statistics|system|changes|jobs|queries"
-        r"|modalities|peers|plugins|exports)(/(?!export).*)?",
+        method="GET",
+        path=r"/app/.*|/plugins(/[^/]+)?|/(system|statistics|changes|exports)",
+        reason="Orthanc Explorer's own files, and the state of Orthanc that it shows.",
     ),
-    Rule(roles=_ADMIN, methods=("POST",), path=r"/tools/(find|lookup)"),
-    # deleting is an administrator's explicit act, one resource at a time
-    Rule(roles=_ADMIN, methods=("DELETE",), path=rf"/(patients|studies|series|instances)/{_ID}"),
+    Rule(
+        roles=_ADMIN,
+        method="GET",
+        path=r"/(patients|studies|series|instances|jobs|queries|modalities|peers)(/.*)?",
+        reason="What Orthanc Explorer lists, shows and downloads.",
+    ),
+    Rule(
+        roles=_ADMIN,
+        method="POST",
+        path=r"/tools/(find|lookup)",
+        reason="Orthanc searches by POST; nothing changes.",
+    ),
+    Rule(
+        roles=_ADMIN,
+        method="DELETE",
+        path=rf"/(studies|series|instances)/{_ID}",
+        reason="Deleting is an administrator's explicit act, a study at most at a time.",
+    ),
 )
+"""Nobody resets, stops, scripts or reconfigures Orthanc, sends or writes files through it, or
+deletes its record of changes: those paths are in no row."""
 
-_METHODS = {1: "GET", 2: "POST", 3: "DELETE", 4: "PUT"}
-_SAFE = ("GET", "HEAD")
+
+class FilterModule(Protocol):
+    """The part of the `orthanc` module that asks before it answers (plugin 4.0 to 7.1)."""
+
+    HttpMethod: Any
+    """Numbers of the methods, by name."""
+
+    def RegisterIncomingHttpRequestFilter(self, allow: Callable[..., bool]) -> None: ...
 
 
 class Access:
@@ -66,26 +106,34 @@ class Access:
     def allows(self, method: str, uri: str, headers: Mapping[str, str]) -> bool:
         """Return whether the request may go on.
 
-        `headers` have lower-case names; Orthanc checked the password in them before.
+        Parameters
+        ----------
+        method
+            As Orthanc will act on it, so after ``_method`` and ``X-HTTP-Method-Override``.
+        uri
+            Decoded, and without a query, as Orthanc gives it.
+        headers
+            With lower-case names; Orthanc checked the password in them before.
         """
         role = self._settings.role(user_of(headers) or "")
         path = plain_path(uri)
-        if role is None or path is None or _foreign(method, headers):
+        if path is None or _foreign(method, headers):
             return False
         return any(
-            role in rule.roles and method in rule.methods and pattern.fullmatch(path)
+            role in rule.roles and method == rule.method and pattern.fullmatch(path)
             for rule, pattern in self._rules
         )
 
 
-def register_access(orthanc: Any, settings: Settings) -> None:
+def register_access(orthanc: FilterModule, settings: Settings) -> None:
     """Have Orthanc ask before it answers anything."""
     access = Access(settings)
+    names = ("GET", "POST", "PUT", "DELETE")
+    methods = {int(getattr(orthanc.HttpMethod, name)): name for name in names}
 
     def allow(uri: str, **request: Any) -> bool:
         try:
-            method = _METHODS[int(request["method"])]
-            return access.allows(method, uri, request["headers"])
+            return access.allows(methods[int(request["method"])], uri, request["headers"])
         except Exception as error:  # Orthanc's callback: whatever goes wrong, the answer is no
             log.error("filter failed", extra={"error": type(error).__name__})
             return False
@@ -107,22 +155,28 @@ def user_of(headers: Mapping[str, str]) -> str | None:
 
 
 def plain_path(uri: str) -> str | None:
-    """Return the path that rules look at, None where it plays tricks."""
-    path = uri.split("?", 1)[0]
-    for _ in range(2):
-        path = unquote(path)
-    if "%" in path or "\\" in path or ";" in path or "//" in path:
+    """Return the path that rules look at, None where it plays tricks.
+
+    Orthanc decodes a path once before it asks, so that what is encoded still was encoded twice.
+    """
+    if any(trick in uri for trick in ("%", "\\", ";", "//", "?", "#")) or not uri.isprintable():
         return None
-    if any(part in (".", "..") for part in path.split("/")) or not path.isprintable():
+    if any(part in (".", "..") for part in uri.split("/")):
         return None
-    return path.rstrip("/") or "/"
+    return uri.rstrip("/") or "/"
 
 
 def _foreign(method: str, headers: Mapping[str, str]) -> bool:
-    """Return whether a page of another origin asks for a change (Fetch standard 3.2, RFC 6454)."""
-    if method in _SAFE:
+    """Return whether a page of another origin may be behind a change (RFC 6454, Fetch 3.2).
+
+    A program sends no Origin, and may POST. A browser sends none with an ``<img>``, and Orthanc
+    takes the GET of its address with ``?_method=DELETE`` for a DELETE: so that one needs our own.
+    """
+    if method == "GET":
         return False
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return True
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    if origin is None:
+        return method != "POST"
+    return urlsplit(origin).netloc.lower() != headers.get("host", "").lower()

@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from segnode_contract.errors import UnsuitableSeries
-from segnode_contract.findings import Findings, Measurement, Withheld
-from segnode_contract.identity import content_digest
-from segnode_contract.job import NewJob, Stage
-from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView, WorkLedger
-from segnode_contract.ledger.intake import Decision, Verdict
+from segnode_contract.errors import ArchiveUnavailable
+from segnode_contract.ledger import Ledger, LedgerView
+from segnode_contract.ledger.view import StageTime
 from segnode_contract.settings import load_settings
-from segnode_models.registry import builtin_cards
 from segnode_plugin.web.app import StudyWords, create_app
+from segnode_plugin.web.timing import bars, duration
+
+from .rows import claim_job, fail_job, finish_job, queue_job
 
 CONFIG = Path(__file__).parents[2] / "orthanc-config" / "segnode.toml"
 SCRIPT = "<script>alert(1)</script>"
@@ -23,6 +22,10 @@ SCRIPT = "<script>alert(1)</script>"
 
 @pytest.fixture
 def pages(ledger: Ledger) -> FlaskClient:
+    return client(ledger)
+
+
+def client(ledger: Ledger) -> FlaskClient:
     app = create_app(
         LedgerView(ledger),
         settings=load_settings(CONFIG),
@@ -32,70 +35,42 @@ def pages(ledger: Ledger) -> FlaskClient:
     return app.test_client()
 
 
-def add_job(ledger: Ledger, *, error: bool = False) -> str:
-    card, digest = next(c for c in builtin_cards() if c[0].name == "ct-tissue")
-    work, intake = WorkLedger(ledger, "w1"), IntakeLedger(ledger)
-    work.announce(card.name, card.version, digest, card.source)
-    intake.note("a", 1, ["o1"])
-    [quiet] = intake.quiet("a", 0)
-    key = ("f" if error else "e") * 64
-    job = NewJob(
-        key=key,
-        study_uid="1.2",
-        series_uids=("1.2.3",),
-        content=content_digest(["1"]),
-        instance_count=1,
-        route="tissue",
-        route_rank=0,
-        model=card.name,
-        model_version=card.version,
-        model_digest=digest,
-        lane="default",
-        last_instance_at=quiet.last_instance_at,
-    )
-    verdicts = (
-        Verdict(route="tissue", taken=True, reason="every condition holds"),
-        Verdict(route="chest", taken=False, reason="Body Part Examined is HEAD, CHEST is wanted"),
-    )
-    intake.decide(
-        "a",
-        Decision(
-            orthanc_id="o1",
-            last_instance_at=quiet.last_instance_at,
-            study_uid="1.2",
-            series_uid="1.2.3",
-            instance_count=1,
-            verdicts=verdicts,
-            jobs=(job,),
-        ),
-    )
-    claim = work.claim("default", [digest], 60)
-    assert claim is not None
-    if error:
-        with pytest.raises(UnsuitableSeries), work.stage(claim, Stage.STACK):
-            raise UnsuitableSeries("x")
-        sentence = "The gantry is tilted by 18.5 degrees; <b>this</b> is refused."
-        work.failed(claim, UnsuitableSeries(sentence, code="gantry-tilt"), 100)
-    else:
-        work.will_store(claim, role="SEG", instance_uid="2.1", series_uid="2.0", data=b"x")
-        work.confirmed(claim, "2.1")
-        volume = Measurement(segment=3, name="Volume", value=1234.5, unit="ml")
-        bone = Withheld(segment=5, reason="Contrast medium is likely.")
-        work.done(claim, Findings(measurements=(volume,), withheld=(bone,)), 100)
+def add_job(ledger: Ledger) -> str:
+    key = queue_job(ledger)
+    finish_job(ledger)
     return key
 
 
 def test_an_empty_node_says_what_to_do_next(pages: FlaskClient) -> None:
-    assert "segnode send" in pages.get("/segnode/").text
+    text = pages.get("/segnode/").text
+    assert "No job yet" in text
+    assert "segnode send" in text
+
+
+def test_a_state_without_jobs_says_so(pages: FlaskClient, ledger: Ledger) -> None:
+    add_job(ledger)
+    assert "No job is failed." in pages.get("/segnode/?state=failed").text
 
 
 def test_a_failed_job_shows_its_code_stage_and_sentence(pages: FlaskClient, ledger: Ledger) -> None:
-    key = add_job(ledger, error=True)
-    for address in ("/segnode/", "/segnode/?state=failed", f"/segnode/jobs/{key}"):
-        text = pages.get(address).text
-        assert "gantry-tilt" in text
-        assert "stack" in text
+    key = queue_job(ledger)
+    fail_job(ledger)
+    for address in ("", "?state=failed", f"jobs/{key}", "studies/1.2"):
+        text = pages.get(f"/segnode/{address}").text
+        assert "<strong>gantry-tilt</strong> in stack" in text
         assert "18.5 degrees; &lt;b&gt;this" in text
+        assert "Open in OHIF</a></td>" not in text
+
+
+def test_a_job_that_will_be_tried_again_says_when(pages: FlaskClient, ledger: Ledger) -> None:
+    key = queue_job(ledger)
+    fail_job(ledger, ArchiveUnavailable("The archive answers 503; it is asked again."))
+    assert "Next try at <time" in pages.get(f"/segnode/jobs/{key}").text
+
+
+def test_a_job_that_waits_says_for_what(pages: FlaskClient, ledger: Ledger) -> None:
+    key = queue_job(ledger)
+    assert "waits for one that serves lane default" in pages.get(f"/segnode/jobs/{key}").text
 
 
 def test_a_done_job_shows_findings_by_name_and_the_viewer(
@@ -104,8 +79,47 @@ def test_a_done_job_shows_findings_by_name_and_the_viewer(
     text = pages.get(f"/segnode/jobs/{add_job(ledger)}").text
     assert "Adipose tissue" in text
     assert "1234.5 ml" in text
-    assert "Contrast medium is likely." in text
+    assert "left out: Contrast medium is likely." in text
     assert "/ohif/viewer?StudyInstanceUIDs=1.2" in text
+    assert "after the last image" in text
+
+
+def test_the_list_shows_stages_and_counts(pages: FlaskClient, ledger: Ledger) -> None:
+    add_job(ledger)
+    queue_job(ledger, number=2)
+    queue_job(ledger, number=3)
+    fail_job(ledger)
+    text = pages.get("/segnode/").text
+    for count in ("all <b>3</b>", "queued <b>1</b>", "done <b>1</b>", "failed <b>1</b>"):
+        assert count in text
+    for stage in ("store", "confirm"):
+        assert f'<rect class="{stage}"' in text
+
+
+def test_the_list_refreshes_itself_while_jobs_are_going_on_only(
+    pages: FlaskClient, ledger: Ledger
+) -> None:
+    queue_job(ledger)
+    assert 'http-equiv="refresh"' in pages.get("/segnode/?state=queued").text
+    claim_job(ledger)
+    assert 'http-equiv="refresh"' in pages.get("/segnode/").text
+
+
+def test_a_finished_list_keeps_still(pages: FlaskClient, ledger: Ledger) -> None:
+    key = add_job(ledger)
+    for address in ("", f"jobs/{key}", "studies/1.2"):
+        assert "http-equiv" not in pages.get(f"/segnode/{address}").text
+
+
+def test_fifty_jobs_make_a_page(pages: FlaskClient, ledger: Ledger) -> None:
+    for number in range(1, 53):
+        queue_job(ledger, number=number, study_uid=f"1.{number}")
+    first, second = (pages.get(f"/segnode/?state=queued&page={n}").text for n in (1, 2))
+    assert first.count(">Details</a>") == 50
+    assert second.count(">Details</a>") == 2
+    assert '<a rel="next" href="/segnode/?page=2&amp;state=queued">' in first
+    assert '<a rel="prev" href="/segnode/?page=1&amp;state=queued">' in second
+    assert "No more jobs" in pages.get("/segnode/?page=99999999999999999999").text
 
 
 def test_a_study_shows_the_clause_that_decided(pages: FlaskClient, ledger: Ledger) -> None:
@@ -119,7 +133,63 @@ def test_a_script_in_a_name_is_text(pages: FlaskClient, ledger: Ledger) -> None:
         page = pages.get(address)
         assert "<script" not in page.text
         assert "&lt;script&gt;" in page.text
-        assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+
+
+def test_every_answer_forbids_scripts_frames_and_copies(pages: FlaskClient, ledger: Ledger) -> None:
+    key = add_job(ledger)
+    addresses = ["", f"jobs/{key}", "studies/1.2", "health", "nothing", "static/icon.svg"]
+    for address in [*addresses, "api/overlays?StudyInstanceUIDs=1.2"]:
+        headers = pages.get(f"/segnode/{address}", buffered=True).headers
+        assert headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'self'")
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Cache-Control"] == ("no-cache" if "static" in address else "no-store")
+
+
+def test_a_ledger_that_does_not_answer_is_said_plainly(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/no-such-folder/ledger.sqlite")
+    for address in ("", "jobs/00000001", "studies/1.2", "health", "api/overlays"):
+        page = client(ledger).get(f"/segnode/{address}", query_string={"StudyInstanceUIDs": "1.2"})
+        assert page.status_code == 503
+        assert "Check SEGNODE_LEDGER_URL" in page.text
+    ledger.close()
+
+
+def test_health_names_the_schema(pages: FlaskClient, ledger: Ledger) -> None:
+    assert pages.get("/segnode/health").json == {"status": "ok", "schema": ledger.schema_version()}
+
+
+def test_pages_change_nothing(pages: FlaskClient) -> None:
+    answer = pages.post("/segnode/")
+    assert answer.status_code == 405
+    assert "GET" in answer.headers["Allow"]
+
+
+def test_bars_lie_one_after_another_and_the_open_one_lasts_until_now() -> None:
+    stages = [
+        StageTime(stage="queued", started_at=100.0, seconds=5.0),
+        StageTime(stage="fetch", started_at=105.0, seconds=None),
+    ]
+    queued, fetch = bars(stages, until=125.0)
+    assert (queued.left, queued.width) == (0.0, 20.0)
+    assert (fetch.left, fetch.width) == (20.0, 80.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, "\u2026"),
+        (0.03, "0.03 s"),
+        (9.994, "9.99 s"),
+        (12.34, "12.3 s"),
+        (59.96, "1 min 00 s"),
+        (125, "2 min 05 s"),
+        (12_000, "3 h 20 min"),
+    ],
+)
+def test_durations_are_words(seconds: float | None, words: str) -> None:
+    assert duration(seconds) == words
 
 
 def test_the_viewer_is_told_which_overlay_to_show(pages: FlaskClient, ledger: Ledger) -> None:
@@ -127,7 +197,7 @@ def test_the_viewer_is_told_which_overlay_to_show(pages: FlaskClient, ledger: Le
     told = pages.get("/segnode/api/overlays?StudyInstanceUIDs=1.2").json
     expected = {
         "series_uid": "1.2.3",
-        "seg_series_uid": "2.0",
+        "seg_series_uid": "2.1",
         "model": "ct-tissue",
         "route": "tissue",
     }

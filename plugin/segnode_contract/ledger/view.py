@@ -123,6 +123,10 @@ class LedgerView:
         with self._ledger.read() as connection:
             return connection.execute(select(now_s())).scalar_one()
 
+    def schema_version(self) -> str | None:
+        """Return the revision of the ledger's schema, None when it is empty."""
+        return self._ledger.schema_version()
+
     def jobs(
         self,
         *,

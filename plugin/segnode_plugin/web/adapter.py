@@ -1,4 +1,8 @@
-"""From Orthanc's REST callbacks to WSGI (PEP 3333) and back."""
+"""From Orthanc's REST callbacks to WSGI (PEP 3333) and back.
+
+Orthanc 1.10.1 itself answers HEAD and OPTIONS, with 404; it gives the arguments of an address as a
+dictionary, in which repeated keys are lost, and with GET alone.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
-from typing import Any
-from urllib.parse import quote
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit
 
 from werkzeug.datastructures import Headers
 from werkzeug.test import run_wsgi_app
@@ -19,29 +23,48 @@ log = logging.getLogger(__name__)
 _PROBE = "/segnode-probe"
 _SENT = "%2C"
 
+_NOT_HANDED_ON = ("authorization", "content-length", "content-type", "if-range", "range")
+"""Headers that WSGI names otherwise, or that no answer of ours may depend on: Orthanc sends a part
+of a file (206) as text only."""
+
+_STATUS = {301: 302, 308: 307, 401: 403}
+"""Orthanc drops the connection at 308, which it does not know, and at what it wants sent otherwise:
+301 and 401. The login is its own."""
+
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
+class RestModule(Protocol):
+    """The part of the `orthanc` module that serves HTTP (plugin 4.0 to 7.1)."""
+
+    def RegisterRestCallback(self, pattern: str, answer: Callable[..., None]) -> None: ...
+    def RestApiGetAfterPlugins(self, uri: str) -> bytes: ...
+
+
+class RestOutput(Protocol):
+    """What a REST callback answers with."""
+
+    def AnswerBuffer(self, body: bytes, content_type: str) -> None: ...
+    def SendHttpStatus(self, status: int, body: str, size: int) -> None: ...
+    def SendMethodNotAllowed(self, allowed: str) -> None: ...
+    def SetHttpHeader(self, name: str, value: str) -> None: ...
+    def Redirect(self, path: str) -> None: ...
+
+
 class Adapter:
-    """Serves WSGI applications through Orthanc's own port.
+    """Serves WSGI applications through Orthanc's own port."""
 
-    Parameters
-    ----------
-    orthanc
-        The module of that name.
-    """
-
-    def __init__(self, orthanc: Any) -> None:
+    def __init__(self, orthanc: RestModule) -> None:
         self._orthanc = orthanc
         self._probed = threading.Lock()
         self._decodes: bool | None = None
         self._seen: str | None = None
 
     def register(self, app: Application, prefixes: Iterable[str]) -> None:
-        """Answer everything below `prefixes` by `app`."""
+        """Answer everything below `prefixes` by `app`, and send ``/`` to the pages."""
         self._orthanc.RegisterRestCallback(_PROBE, self._answer_probe)
 
-        def answer(output: Any, uri: str, **request: Any) -> None:
+        def answer(output: RestOutput, uri: str, **request: Any) -> None:
             self._answer(app, output, uri, request)
 
         for prefix in prefixes:
@@ -59,14 +82,16 @@ class Adapter:
                 self._decodes = self._seen != _SENT
             return self._decodes
 
-    def _answer_probe(self, output: Any, uri: str, **request: Any) -> None:
+    def _answer_probe(self, output: RestOutput, uri: str, **request: Any) -> None:
         self._seen = request["get"].get("x")
         output.AnswerBuffer(b"{}", "application/json")
 
-    def _to_the_pages(self, output: Any, uri: str, **request: Any) -> None:
+    def _to_the_pages(self, output: RestOutput, uri: str, **request: Any) -> None:
         output.Redirect("segnode/")
 
-    def _answer(self, app: Application, output: Any, uri: str, request: Mapping[str, Any]) -> None:
+    def _answer(
+        self, app: Application, output: RestOutput, uri: str, request: Mapping[str, Any]
+    ) -> None:
         try:
             environ = self._environ(uri, request)
             body, status, headers = run_wsgi_app(app, environ, buffered=True)
@@ -74,21 +99,20 @@ class Adapter:
         except Exception as error:  # Orthanc's callback: nothing may fall through to its log
             # the text may quote what a DICOM file says
             log.error("page failed", extra={"error": type(error).__name__})
-            _send_status(output, 500, b"segnode failed to make this page.")
+            plain = Headers({"Content-Type": "text/plain", "Cache-Control": "no-store"})
+            _send(output, b"segnode failed to make this page; its log names the error.", 500, plain)
 
     def _environ(self, uri: str, request: Mapping[str, Any]) -> dict[str, Any]:
         headers: Mapping[str, str] = request.get("headers", {})
-        body: bytes | str = request.get("body") or b""
-        body = body.encode() if isinstance(body, str) else body
-        host = headers.get("host", "127.0.0.1")
+        body: bytes = request.get("body") or b""
+        host = urlsplit("//" + headers.get("host", ""))
         environ: dict[str, Any] = {
             "REQUEST_METHOD": request["method"],
             "SCRIPT_NAME": "",
-            # PEP 3333 wants bytes as latin-1
-            "PATH_INFO": uri.encode().decode("latin-1"),
-            "QUERY_STRING": self._query(request.get("get") or {}),
-            "SERVER_NAME": host.rsplit(":", 1)[0],
-            "SERVER_PORT": host.rsplit(":", 1)[1] if ":" in host else "80",
+            "PATH_INFO": _as_wsgi(uri),
+            "QUERY_STRING": _as_wsgi(self._query(request.get("get") or {})),
+            "SERVER_NAME": host.hostname or "localhost",
+            "SERVER_PORT": str(host.port or 80),
             "SERVER_PROTOCOL": "HTTP/1.1",
             "CONTENT_TYPE": headers.get("content-type", ""),
             "CONTENT_LENGTH": str(len(body)),
@@ -102,12 +126,11 @@ class Adapter:
             "wsgi.run_once": False,
         }
         for name, value in headers.items():
-            if name not in ("content-type", "content-length", "authorization"):
+            if name not in _NOT_HANDED_ON:
                 environ[f"HTTP_{name.upper().replace('-', '_')}"] = value
         return environ
 
     def _query(self, arguments: Mapping[str, str]) -> str:
-        # repeated keys are lost before we see them: Orthanc gives a dictionary
         if self.decodes():
             pairs = [(quote(key, safe=""), quote(v, safe="")) for key, v in arguments.items()]
         else:
@@ -115,19 +138,30 @@ class Adapter:
         return "&".join(f"{key}={value}" for key, value in pairs)
 
 
-def _send(output: Any, body: bytes, status: int, headers: Headers) -> None:
+def _as_wsgi(text: str) -> str:
+    # PEP 3333 wants bytes as latin-1
+    return text.encode().decode("latin-1")
+
+
+def _send(output: RestOutput, body: bytes, status: int, headers: Headers) -> None:
     content_type = headers.get("Content-Type", "application/octet-stream")
     for name, value in headers:
-        if name not in ("Content-Type", "Content-Length", "Location"):
+        if name == "Location":
+            output.SetHttpHeader(name, _without_host(value))
+        elif name not in ("Allow", "Content-Type", "Content-Length"):
             output.SetHttpHeader(name, value)
     if status == 200:
         output.AnswerBuffer(body, content_type)
-    elif status in (301, 302, 307, 308):
-        # Orthanc's own redirect is 301 or 307 by version
-        output.Redirect(headers["Location"].lstrip("/"))
+    elif status == 405:
+        output.SendMethodNotAllowed(headers["Allow"])
     else:
         output.SetHttpHeader("Content-Type", content_type)
-        _send_status(output, status, body)
+        output.SendHttpStatus(_STATUS.get(status, status), body.decode(), len(body))
+
+
+def _without_host(location: str) -> str:
+    # only the browser knows by which scheme and host it reached us (RFC 9110 10.2.2)
+    return urlsplit(location)._replace(scheme="", netloc="").geturl()
 
 
 class _Nowhere:
@@ -135,7 +169,3 @@ class _Nowhere:
 
     def write(self, text: str) -> None: ...
     def flush(self) -> None: ...
-
-
-def _send_status(output: Any, status: int, body: bytes) -> None:
-    output.SendHttpStatus(status, body.decode(), len(body))

@@ -1,0 +1,88 @@
+"""Orthanc's script for the tests of pages and access: the real ones, and an echo."""
+
+import hashlib
+import os
+import site
+from pathlib import Path
+
+import orthanc
+
+site.addsitedir(os.environ["TEST_SITE"])
+
+from flask import Blueprint, Response, jsonify, redirect, request
+
+from segnode_contract.events import log_events
+from segnode_contract.ledger import Ledger, LedgerView
+from segnode_contract.settings import load_settings
+from segnode_plugin import access
+from segnode_plugin.archive import OrthancArchive
+from segnode_plugin.web.adapter import Adapter
+from segnode_plugin.web.app import StudyWords, create_app
+
+echo = Blueprint("echo", __name__, url_prefix="/segnode/echo")
+
+
+@echo.route("/", methods=["GET", "POST", "PUT", "DELETE"], strict_slashes=False)
+@echo.get("/<path:place>")
+def seen(place: str = "") -> Response:
+    return jsonify(
+        arguments=request.args.to_dict(),
+        body=hashlib.sha256(request.get_data()).hexdigest(),
+        method=request.method,
+        place=place,
+        user=request.remote_user,
+    )
+
+
+@echo.get("/big")
+def big() -> Response:
+    return Response(bytes(range(256)) * 40_000, content_type="application/octet-stream")
+
+
+@echo.get("/redirect/<int:status>")
+def elsewhere(status: int) -> Response:
+    return redirect(request.host_url + "segnode/echo/caf\u00e9?x=1", status)
+
+
+@echo.get("/cookies")
+def cookies() -> Response:
+    answer = Response("caf\u00e9")
+    answer.set_cookie("a", "1")
+    answer.set_cookie("b", "2")
+    return answer
+
+
+@echo.get("/teapot")
+def refused() -> tuple[str, int]:
+    return "caf\u00e9 \u2026", 409
+
+
+@echo.get("/raise")
+def broken() -> str:
+    raise ValueError("CANARY^NAME")
+
+
+def describe(study_uid: str) -> StudyWords | None:
+    study = OrthancArchive(orthanc).study(study_uid)
+    name = study["PatientMainDicomTags"]["PatientName"] if study else ""
+    return StudyWords(patient_name=name, description="", accession="") if study else None
+
+
+def changed(kind: int, level: int, resource: str) -> None:
+    if kind == orthanc.ChangeType.ORTHANC_STARTED:
+        for file in sorted(Path(os.environ["TEST_IMAGES"]).iterdir()):
+            orthanc.RestApiPost("/instances", file.read_bytes())
+
+
+# the table refuses changes below /segnode/
+access.RULES += tuple(
+    access.Rule(roles=("administrator",), method=method, path="/segnode/echo(/.*)?", reason="test")
+    for method in ("POST", "PUT", "DELETE")
+)
+log_events()
+settings = load_settings(Path(os.environ["SEGNODE_CONFIG"]))
+view = LedgerView(Ledger.open(os.environ["SEGNODE_LEDGER_URL"]))
+app = create_app(view, settings=settings, blueprints=[echo], describe=describe)
+Adapter(orthanc).register(app, ("/segnode",))
+access.register_access(orthanc, settings)
+orthanc.RegisterOnChangeCallback(changed)

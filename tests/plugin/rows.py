@@ -1,0 +1,87 @@
+"""Ledger rows as intake and a worker leave them."""
+
+from __future__ import annotations
+
+from segnode_contract.errors import SegnodeError, UnsuitableSeries
+from segnode_contract.findings import Findings, Measurement, Withheld
+from segnode_contract.identity import content_digest
+from segnode_contract.job import Claim, NewJob, Stage
+from segnode_contract.ledger import IntakeLedger, Ledger, WorkLedger
+from segnode_contract.ledger.intake import Decision, Verdict
+from segnode_models.registry import builtin_cards
+
+TILTED = UnsuitableSeries(
+    "The gantry is tilted by 18.5 degrees; <b>this</b> is refused.", code="gantry-tilt"
+)
+FINDINGS = Findings(
+    measurements=(Measurement(segment=3, name="Volume", value=1234.5, unit="ml"),),
+    withheld=(Withheld(segment=5, reason="Contrast medium is likely."),),
+)
+
+
+def queue_job(ledger: Ledger, *, number: int = 1, study_uid: str = "1.2") -> str:
+    """Have a series arrive that one of two routes takes, and return the key of its job."""
+    card, digest = next(c for c in builtin_cards() if c[0].name == "ct-tissue")
+    WorkLedger(ledger, "w1").announce(card.name, card.version, digest, card.source)
+    intake = IntakeLedger(ledger)
+    intake.note("a", number, [f"o{number}"])
+    quiet = next(s for s in intake.quiet("a", 0) if s.orthanc_id == f"o{number}")
+    series_uid = f"{study_uid}.{number + 2}"
+    job = NewJob(
+        key=f"{number:08x}" + "e" * 56,
+        study_uid=study_uid,
+        series_uids=(series_uid,),
+        content=content_digest([str(number)]),
+        instance_count=112,
+        route="tissue",
+        route_rank=0,
+        model=card.name,
+        model_version=card.version,
+        model_digest=digest,
+        lane="default",
+        last_instance_at=quiet.last_instance_at,
+    )
+    why_not = "Body Part Examined is HEAD, CHEST is wanted"
+    decision = Decision(
+        orthanc_id=quiet.orthanc_id,
+        last_instance_at=quiet.last_instance_at,
+        study_uid=study_uid,
+        series_uid=series_uid,
+        instance_count=112,
+        verdicts=(
+            Verdict(route="tissue", taken=True, reason="every condition holds"),
+            Verdict(route="chest", taken=False, reason=why_not),
+        ),
+        jobs=(job,),
+    )
+    intake.decide("a", decision)
+    return job.key
+
+
+def claim_job(ledger: Ledger) -> tuple[WorkLedger, Claim]:
+    """Have a worker take the oldest job."""
+    work = WorkLedger(ledger, "w1")
+    claim = work.claim("default", [c[1] for c in builtin_cards()], 60)
+    assert claim is not None
+    return work, claim
+
+
+def finish_job(ledger: Ledger) -> None:
+    """Have a worker do the oldest job, with one object as its result."""
+    work, claim = claim_job(ledger)
+    with work.stage(claim, Stage.STORE):
+        uid = f"2.{claim.key[:8].lstrip('0')}"
+        work.will_store(claim, role="SEG", instance_uid=f"{uid}.1", series_uid=uid, data=b"x")
+    with work.stage(claim, Stage.CONFIRM):
+        work.confirmed(claim, f"{uid}.1")
+    work.done(claim, FINDINGS, 100)
+
+
+def fail_job(ledger: Ledger, error: SegnodeError = TILTED) -> None:
+    """Have a worker fail at the oldest job, in stage stack."""
+    work, claim = claim_job(ledger)
+    try:
+        with work.stage(claim, Stage.STACK):
+            raise error
+    except SegnodeError:
+        work.failed(claim, error, 100)
