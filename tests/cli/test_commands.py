@@ -16,9 +16,10 @@ import pydicom
 import pytest
 
 from segnode_cli.ct_series import ct_series
-from segnode_cli.node import CONFIG, orthanc_settings, prepare, redis_settings
+from segnode_cli.node import CONFIG, keep, prepare
 from segnode_cli.phantom import chest_phantom
 from segnode_cli.send import dicom_files, parse_peer, send_paths
+from segnode_cli.servers import orthanc_settings, redis_settings, write_settings
 from segnode_contract.errors import SetupError
 from segnode_contract.settings import load_settings
 
@@ -93,10 +94,12 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_secrets_are_made_once_and_kept_to_their_owner(tmp_path: Path) -> None:
     settings = load_settings(CONFIG / "demo.toml")
     first = prepare(tmp_path / "d", CONFIG / "demo.toml", settings)
+    keep(first)
+    write_settings(first, {"Orthanc": "/o", "redis-server": "/r"}, 1, first.data)
     second = prepare(tmp_path / "d", CONFIG / "demo.toml", settings)
     assert first.passwords == second.passwords
     assert len(set(first.passwords.values())) == 4
-    for name in ("environment", "orthanc.json", "redis.conf"):
+    for name in ("environment", "orthanc.json", "redis.conf", "supervisord.conf"):
         assert (first.data / name).stat().st_mode & 0o777 == 0o600
     assert first.data.stat().st_mode & 0o777 == 0o700
 

@@ -15,7 +15,7 @@ from segnode_cli.node import Node, prepare
 from segnode_cli.phantom import chest_phantom
 from segnode_cli.send import Peer, Sent, dicom_files, send_paths
 from segnode_cli.show import console, say
-from segnode_cli.supervise import running
+from segnode_cli.supervise import Supervised, running
 from segnode_contract.errors import SetupError
 from segnode_contract.job import OPEN_STATES, JobState
 from segnode_contract.ledger.view import JobRow
@@ -28,9 +28,9 @@ def run_node(data: Path, config: Path, *, http_port: int, dicom_port: int, worke
     """Keep a node up until Ctrl-C."""
     settings = load_settings(config)
     node = prepare(data, config, settings, http_port=http_port, dicom_port=dicom_port)
-    with running(node, workers, say):
+    with running(node, workers, say) as supervised:
         _addresses(node, None)
-        _until_interrupted()
+        _until_interrupted(supervised)
 
 
 def run_demo(
@@ -44,21 +44,24 @@ def run_demo(
             raise SetupError(f"{study} is not a folder; STUDY names a folder with DICOM files.")
         dicom_files([study])  # before a node is started for nothing
     node = prepare(data, config, settings, http_port=http_port, dicom_port=dicom_port)
-    with running(node, 2, say):
+    with running(node, 2, say) as supervised:
         folder = study or _phantom(node)
         sent = send_paths(
             [folder], Peer(aet=settings.dicom.aet, host="127.0.0.1", port=node.dicom_port)
         )
-        jobs = _await_results(node, sent)
-        summary = _summary(node, sent, jobs, time.monotonic() - began)
+        jobs = _await_results(node, sent, supervised)
+        summary = _summary(node, jobs, time.monotonic() - began)
         _addresses(node, str(summary["viewer_url"]))
+        for job in jobs:
+            if job.state != JobState.DONE:
+                say(f"{job.model} has no result: {job.error_sentence or job.state}")
         if not leave:
-            _until_interrupted()
+            _until_interrupted(supervised)
     if leave:
         print(json.dumps(summary))
-    failed = [job for job in jobs if job.state != JobState.DONE]
-    if failed:
-        raise SetupError(f"{failed[0].model}: {failed[0].error_sentence or failed[0].state}")
+    without = _models_without_result(jobs)
+    if without:
+        raise SetupError(f"{', '.join(without)} gave no result; the lines above say why.")
 
 
 def _phantom(node: Node) -> Path:
@@ -75,13 +78,13 @@ def _phantom(node: Node) -> Path:
     return folder
 
 
-def _await_results(node: Node, sent: Sent) -> list[JobRow]:
-    deadline = time.monotonic() + _RESULT_S
+def _await_results(node: Node, sent: Sent, supervised: Supervised) -> list[JobRow]:
+    began = time.monotonic()
     with (
         view_of(node.data) as view,
         Status("waiting for the quiet period", console=console) as line,
     ):
-        while time.monotonic() < deadline:
+        while time.monotonic() < began + _RESULT_S and supervised.alive():
             jobs = [job for uid in sent.study_uids for job in view.jobs(study_uid=uid)]
             decided = {
                 s.series_uid: s for uid in sent.study_uids for s in view.series(uid) if s.decided_at
@@ -95,7 +98,8 @@ def _await_results(node: Node, sent: Sent) -> list[JobRow]:
             line.update("; ".join(_progress(job) for job in jobs) or "waiting for the quiet period")
             time.sleep(0.3)
     raise SetupError(
-        f"No result came within {_RESULT_S:.0f} s; `segnode jobs --data {node.data}` says more."
+        f"No result came within {time.monotonic() - began:.0f} s; "
+        f"`segnode jobs --data {node.data}` says more, and {node.data / 'logs'}."
     )
 
 
@@ -104,7 +108,13 @@ def _progress(job: JobRow) -> str:
     return f"{job.model} {job.state if job.state != JobState.RUNNING else stage}"
 
 
-def _summary(node: Node, sent: Sent, jobs: list[JobRow], seconds: float) -> dict[str, object]:
+def _models_without_result(jobs: list[JobRow]) -> list[str]:
+    # a study's localizer is refused, rightly, and its other series is not
+    done = {job.model for job in jobs if job.state == JobState.DONE}
+    return sorted({job.model for job in jobs} - done)
+
+
+def _summary(node: Node, jobs: list[JobRow], seconds: float) -> dict[str, object]:
     results = [
         {
             "model": job.model,
@@ -113,15 +123,14 @@ def _summary(node: Node, sent: Sent, jobs: list[JobRow], seconds: float) -> dict
         }
         for job in jobs
     ]
-    study_uid = jobs[0].study_uid
-    tissue = next((r["seg_series_uid"] for r in results if r["model"] == "ct-tissue"), None)
-    done = all(job.state == JobState.DONE for job in jobs)
+    tissue = [job for job in jobs if job.model == "ct-tissue" and job.state == JobState.DONE]
+    shown = (tissue or jobs)[0]
     return {
-        "state": "done" if done else "failed",
-        "study_uid": study_uid,
+        "state": "failed" if _models_without_result(jobs) else "done",
+        "study_uid": shown.study_uid,
         "results": results,
-        "seg_series_uid": tissue,
-        "viewer_url": f"{node.url}/ohif/viewer?StudyInstanceUIDs={study_uid}",
+        "seg_series_uid": results[jobs.index(shown)]["seg_series_uid"] if tissue else None,
+        "viewer_url": f"{node.url}/ohif/viewer?StudyInstanceUIDs={shown.study_uid}",
         "seconds": round(seconds, 1),
     }
 
@@ -132,14 +141,20 @@ def _addresses(node: Node, viewer_url: str | None) -> None:
     say(f"dashboard  {node.url}/segnode/")
     say(f"Orthanc    {node.url}/app/explorer.html")
     say(f"DICOM      {node.settings.dicom.aet}@127.0.0.1:{node.dicom_port}")
-    say(f"log in as  admin, password {node.passwords['admin']}")
+    for role in ("administrator", "viewer"):
+        name, password = node.login(role)
+        say(f"log in as  {name}, password {password}")
     say("")
 
 
-def _until_interrupted() -> None:
+def _until_interrupted(supervised: Supervised) -> None:
     try:
         say("Ctrl-C ends the node")
-        while True:
-            time.sleep(3600)
+        while supervised.alive():
+            time.sleep(1)
     except KeyboardInterrupt:
         return
+    raise SetupError(
+        f"The node's supervisor was ended from outside, and the node with it; start it again. "
+        f"{supervised.logs} may say more."
+    )

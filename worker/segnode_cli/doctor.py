@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -14,12 +15,14 @@ from pathlib import Path
 import redis
 
 from segnode_cli.node import CONFIG, FREE_BYTES, VIEWER, read_environment
+from segnode_cli.servers import program
 from segnode_cli.show import console, say
 from segnode_cli.supervise import check_programs
 from segnode_contract.errors import SegnodeError, SetupError
 from segnode_contract.ledger import IntakeLedger, Ledger
 from segnode_contract.settings import load_settings
 from segnode_models.registry import builtin_cards
+from segnode_worker.archive import trust_in
 
 Check = Callable[[], str]
 
@@ -41,6 +44,8 @@ def examine(data: Path) -> bool:
             "ledger": lambda: _ledger(known),
             "Redis": lambda: _redis(known),
             "Orthanc": lambda: _orthanc(known),
+            "DICOM": lambda: _dicom(known),
+            "processes": lambda: _processes(data),
             "worker": lambda: _worker(known),
         }
     failed = [name for name, check in checks.items() if not _report(name, check)]
@@ -131,7 +136,8 @@ def _redis(known: dict[str, str]) -> str:
 def _orthanc(known: dict[str, str]) -> str:
     address = known["SEGNODE_ARCHIVE_URL"].removesuffix("/dicom-web")
     try:
-        with urllib.request.urlopen(f"{address}/system", timeout=5):  # noqa: S310 # our own
+        trust = trust_in(known.get("SEGNODE_ARCHIVE_CERTIFICATE", ""))
+        with urllib.request.urlopen(f"{address}/system", timeout=5, context=trust):  # noqa: S310 # our own
             raise SetupError(f"Orthanc at {address} answers without a password; stop it at once.")
     except urllib.error.HTTPError as error:
         if error.code != 401:  # Unauthorized
@@ -141,6 +147,27 @@ def _orthanc(known: dict[str, str]) -> str:
             f"Orthanc does not answer at {address}; is the node up? segnode up starts it."
         ) from error
     return f"answers at {address}, and refuses strangers"
+
+
+def _dicom(known: dict[str, str]) -> str:
+    port = known["SEGNODE_DICOM_PORT"]
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", int(port))) != 0:
+            raise SetupError(f"Nothing listens on port {port} for DICOM; segnode up starts it.")
+    return f"listens on port {port}"
+
+
+def _processes(data: Path) -> str:
+    ask = [program("supervisorctl"), "-c", str(data / "supervisord.conf"), "status"]
+    said = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.splitlines()
+    states = dict(line.split()[:2] for line in said if len(line.split()) > 1)
+    stopped = [name for name in ("redis", "orthanc", "worker") if states.get(name) != "RUNNING"]
+    if stopped:
+        raise SetupError(
+            f"{', '.join(stopped)} not running; segnode up starts the node, and "
+            f"{data / 'logs'} says why a process ended."
+        )
+    return f"{', '.join(states)} are running"
 
 
 def _worker(known: dict[str, str]) -> str:

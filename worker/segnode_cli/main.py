@@ -32,6 +32,7 @@ models = typer.Typer(no_args_is_help=True, help="The models that this installati
 app.add_typer(models, name="models")
 
 DataOption = Annotated[Path, typer.Option(help="Data folder of the node.")]
+PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -48,8 +49,8 @@ def demo(
     study: Annotated[Path | None, typer.Option(help="Folder with DICOM to send instead.")] = None,
     leave: Annotated[bool, typer.Option("--exit", help="End after the result.")] = False,
     data: DataOption = DEMO_DATA,
-    http_port: Annotated[int, typer.Option(help="Port of pages and viewer.")] = 0,
-    dicom_port: Annotated[int, typer.Option(help="Port of the DICOM server.")] = 0,
+    http_port: PortOption = 0,
+    dicom_port: PortOption = 0,
 ) -> None:
     """Start a node, send a study, await the overlay, print where to see it."""
     config = CONFIG / "demo.toml"
@@ -60,8 +61,8 @@ def demo(
 def up(
     data: DataOption = DATA,
     config: Annotated[Path, typer.Option(envvar="SEGNODE_CONFIG")] = CONFIG / "segnode.toml",
-    http_port: Annotated[int, typer.Option(help="Port of pages and viewer.")] = 0,
-    dicom_port: Annotated[int, typer.Option(help="Port of the DICOM server.")] = 0,
+    http_port: PortOption = 0,
+    dicom_port: PortOption = 0,
     workers: Annotated[int, typer.Option(min=1, help="Worker children.")] = 2,
 ) -> None:
     """Keep a node up on this machine until Ctrl-C."""
@@ -131,6 +132,12 @@ def main() -> None:
         if _Debug.on:
             raise
         print(f"segnode: {error.sentence}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if _Debug.on:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"segnode: {error.strerror or error}{where}.", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,25 +1,25 @@
-"""A node on this machine: its data folder, its ports and passwords, its processes' settings."""
+"""A node on this machine: its data folder, its ports, its passwords."""
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import secrets
 import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from segnode_contract.errors import SetupError
-from segnode_contract.settings import Settings
+from segnode_contract.errors import SettingsError, SetupError
+from segnode_contract.settings import ROLES, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "orthanc-config"
 VIEWER = ROOT / ".cache" / "ohif-3.13.2-1"
 FREE_BYTES = 1 << 30
-_PEOPLE = ("admin", "viewer", "worker")
+_USER_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_BROKER = "redis"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,56 +37,60 @@ class Node:
     @property
     def url(self) -> str:
         """Address of Orthanc, pages and viewer."""
-        scheme = "https" if self.settings.listen.certificate else "http"
+        scheme = "https" if self.certificate else "http"
         return f"{scheme}://{_reachable(self.settings.listen.host)}:{self.http_port}"
 
+    @property
+    def certificate(self) -> str:
+        """Path of the PEM file with certificate and key; empty for plain HTTP."""
+        given = self.settings.listen.certificate
+        return str(Path(given).resolve()) if given else ""
+
+    def login(self, role: str) -> tuple[str, str]:
+        """Return name and password of the first user with a role."""
+        name = next(user.name for user in self.settings.users if user.role == role)
+        return name, self.passwords[name]
+
     def environment(self) -> dict[str, str]:
-        """Return the variables that plugin, worker and commands read."""
-        redis = f"redis://:{self.passwords['redis']}@127.0.0.1:{self.redis_port}/0"
+        """Return the variables that plugin and worker read; no person's password is among them."""
+        redis = f"redis://:{self.passwords[_BROKER]}@127.0.0.1:{self.redis_port}/0"
+        user, password = self.login("worker")
         return {
             "SEGNODE_CONFIG": str(self.config),
             "SEGNODE_DATA": str(self.data),
             "SEGNODE_LEDGER_URL": f"sqlite:///{self.data}/ledger.sqlite",
             "SEGNODE_BROKER_URL": redis,
             "SEGNODE_ARCHIVE_URL": f"{self.url}/dicom-web",
-            "SEGNODE_ARCHIVE_USER": "worker",
-            "SEGNODE_ARCHIVE_PASSWORD": self.passwords["worker"],
+            "SEGNODE_ARCHIVE_USER": user,
+            "SEGNODE_ARCHIVE_PASSWORD": password,
+            "SEGNODE_ARCHIVE_CERTIFICATE": self.certificate,
             "SEGNODE_OHIF": str(VIEWER),
             "SEGNODE_VENV": str(ROOT / ".venv"),
             "SEGNODE_HTTP_PORT": str(self.http_port),
             "SEGNODE_DICOM_PORT": str(self.dicom_port),
             "SEGNODE_REDIS_PORT": str(self.redis_port),
-            **{f"SEGNODE_PASSWORD_{name.upper()}": word for name, word in self.passwords.items()},
         }
 
 
 def prepare(
     data: Path, config: Path, settings: Settings, *, http_port: int = 0, dicom_port: int = 0
 ) -> Node:
-    """Make the data folder, choose ports, take or make passwords, and write what servers read.
+    """Make the data folder, choose ports, take the passwords of last time or make new ones.
 
     Raises
     ------
+    SettingsError
+        If a role has no user, a user's name cannot be part of a variable's name, or there is no
+        such certificate.
     SetupError
         If the disk is nearly full, the folder cannot be written, or a port is in use.
     """
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-        data.chmod(0o700)
-        for name in ("orthanc", "redis", "logs"):
-            (data / name).mkdir(exist_ok=True)
-    except OSError as error:
-        raise SetupError(
-            f"The data folder {data} cannot be made ({error.strerror}); name another with --data."
-        ) from error
-    free = shutil.disk_usage(data).free
-    if free < FREE_BYTES:
-        raise SetupError(
-            f"The disk of {data} has {free >> 20} MB left, {FREE_BYTES >> 20} MB are needed; "
-            "make room, or name a folder on another disk with --data."
-        )
+    _check_users(settings)
+    certificate = settings.listen.certificate
+    if certificate and not Path(certificate).is_file():
+        raise SettingsError(f"[listen] certificate names {certificate}, which is no file.")
+    _make_folders(data)
     known = read_environment(data)
-    names = (*_PEOPLE, "redis")
     node = Node(
         data=data.resolve(),
         config=config.resolve(),
@@ -95,15 +99,22 @@ def prepare(
         dicom_port=_port(dicom_port, "DICOM", known.get("SEGNODE_DICOM_PORT")),
         redis_port=_port(0, "Redis", known.get("SEGNODE_REDIS_PORT")),
         passwords={
-            name: known.get(f"SEGNODE_PASSWORD_{name.upper()}") or secrets.token_urlsafe(18)
-            for name in names
+            name: known.get(_variable(name)) or secrets.token_urlsafe(18)
+            for name in (*(user.name for user in settings.users), _BROKER)
         },
     )
-    lines = "".join(f"{key}={value}\n" for key, value in node.environment().items())
-    write_secret(node.data / "environment", lines)
-    write_secret(node.data / "orthanc.json", json.dumps(orthanc_settings(node), indent=2))
-    write_secret(node.data / "redis.conf", redis_settings(node))
+    if node.http_port == node.dicom_port:
+        raise SetupError(f"HTTP and DICOM cannot both have port {http_port}; name another for one.")
     return node
+
+
+def keep(node: Node) -> None:
+    """Note ports and passwords, for next time and for the other commands.
+
+    Only for who holds the folder: a second node must not overwrite the first one's.
+    """
+    kept = node.environment() | {_variable(name): word for name, word in node.passwords.items()}
+    write_secret(node.data / "environment", "".join(f"{k}={v}\n" for k, v in kept.items()))
 
 
 def read_environment(data: Path) -> dict[str, str]:
@@ -113,55 +124,6 @@ def read_environment(data: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     return dict(line.split("=", 1) for line in lines if "=" in line)
-
-
-def orthanc_settings(node: Node) -> dict[str, Any]:
-    """Return Orthanc's configuration: `orthanc-config/orthanc.json` and what this node adds."""
-    settings = node.settings
-    base: dict[str, Any] = json.loads((CONFIG / "orthanc.json").read_text(encoding="utf-8"))
-    local = settings.listen.host in ("127.0.0.1", "::1", "localhost")
-    base |= {
-        "StorageDirectory": str(node.data / "orthanc"),
-        "IndexDirectory": str(node.data / "orthanc"),
-        "HttpPort": node.http_port,
-        "HttpBindAddresses": [settings.listen.host],
-        "RemoteAccessAllowed": not local,
-        "RegisteredUsers": {u.name: node.passwords[u.name] for u in settings.users},
-        "DicomAet": settings.dicom.aet,
-        "DicomPort": node.dicom_port,
-        "DicomModalities": {
-            f"peer{number}": {
-                "AET": peer.aet,
-                "Host": peer.host,
-                "Port": peer.port,
-                "AllowEcho": True,
-                "AllowStore": True,
-                "AllowFind": False,
-                "AllowMove": False,
-                "AllowGet": False,
-            }
-            for number, peer in enumerate(settings.modalities, 1)
-        },
-        "PythonScript": str(ROOT / "plugin" / "orthanc_entry.py"),
-    }
-    if settings.listen.certificate:
-        base |= {"SslEnabled": True, "SslCertificate": settings.listen.certificate}
-    return base
-
-
-def redis_settings(node: Node) -> str:
-    """Return Redis's configuration. Loud when full, and nothing to reach without the password."""
-    lines = [
-        "bind 127.0.0.1",
-        f"port {node.redis_port}",
-        f"dir {node.data / 'redis'}",
-        f"requirepass {node.passwords['redis']}",
-        "protected-mode yes",
-        "appendonly yes",
-        "maxmemory-policy noeviction",
-        "daemonize no",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def write_secret(path: Path, text: str) -> None:
@@ -177,30 +139,67 @@ def write_secret(path: Path, text: str) -> None:
         raise SetupError(f"{path} cannot be written: {error.strerror}.") from error
 
 
+def _check_users(settings: Settings) -> None:
+    for role in ROLES:
+        if not any(user.role == role for user in settings.users):
+            raise SettingsError(f"No [[users]] entry has the role '{role}'; a node needs one.")
+    for user in settings.users:
+        if not _USER_NAME.fullmatch(user.name) or user.name == _BROKER:
+            raise SettingsError(
+                f"A user cannot be called '{user.name}': small letters, digits and _ make a name, "
+                f"and {_BROKER} is taken."
+            )
+
+
+def _make_folders(data: Path) -> None:
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        data.chmod(0o700)
+        for name in ("orthanc", "redis", "logs"):
+            (data / name).mkdir(exist_ok=True)
+    except OSError as error:
+        raise SetupError(
+            f"The data folder {data} cannot be made ({error.strerror}); name another with --data."
+        ) from error
+    free = shutil.disk_usage(data).free
+    if free < FREE_BYTES:
+        raise SetupError(
+            f"The disk of {data} has {free >> 20} MB left, {FREE_BYTES >> 20} MB are needed; "
+            "make room, or name a folder on another disk with --data."
+        )
+
+
+def _variable(name: str) -> str:
+    return f"SEGNODE_PASSWORD_{name.upper()}"
+
+
 def _port(wanted: int, what: str, before: str | None) -> int:
     if wanted:
-        if not _is_free(wanted):
+        trouble = _trouble_with(wanted)
+        if trouble:
             raise SetupError(
-                f"Port {wanted} for {what} is in use by another program; "
-                f"name another, or none for a free one."
+                f"Port {wanted} for {what} {trouble}; name another, or none for a free one."
             )
         return wanted
-    if before and _is_free(int(before)):
+    if before and not _trouble_with(int(before)):
         return int(before)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _is_free(port: int) -> bool:
+def _trouble_with(port: int) -> str | None:
+    """Return what speaks against a port; all addresses are tried, as Orthanc takes them all."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("", port))
+        except PermissionError:
+            return "is for root alone"
         except OSError:
-            return False
-    return True
+            return "is in use by another program"
+    return None
 
 
 def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else host  # noqa: S104 # compared
+    return "127.0.0.1" if host in ("0.0.0.0", "::", "::1", "localhost") else host  # noqa: S104 # compared

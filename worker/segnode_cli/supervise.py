@@ -6,21 +6,21 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from xmlrpc.client import ServerProxy
 
-import redis
+from supervisor.xmlrpc import SupervisorTransport
 
-from segnode_cli.node import Node
-from segnode_contract.errors import SegnodeError, SetupError
-from segnode_contract.ledger import IntakeLedger, Ledger
+from segnode_cli.health import models_announced, pages_answer, redis_answers
+from segnode_cli.node import Node, keep
+from segnode_cli.servers import program, write_settings
+from segnode_contract.errors import SetupError
 
 ORTHANC = ("Orthanc", "/usr/sbin/Orthanc")
 REDIS = ("redis-server", "/usr/bin/redis-server")
@@ -30,10 +30,73 @@ PLUGINS = (
 )
 _CURE = "as root: apt-get install orthanc orthanc-python orthanc-dicomweb redis-server"
 _START_S = 90.0
+_TLS = (
+    "Debian 12's Orthanc cannot serve HTTPS: its web server library crashes with OpenSSL 3. Leave "
+    "[listen] certificate empty and put a proxy with TLS in front, or use Orthanc 1.12. "
+)
+_ENDED = ("BACKOFF", "EXITED", "FATAL")
+_LONGEST_SOCKET = 90  # sun_path of unix(7) holds 108 bytes, and supervisor adds its process id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supervised:
+    """A node's supervisord, and what it says of its processes."""
+
+    process: subprocess.Popen[bytes]
+    socket: Path
+    logs: Path
+
+    def alive(self) -> bool:
+        """Return whether the node is looked after still: not when supervisord was killed."""
+        return self.process.poll() is None
+
+    def start(self, name: str) -> None:
+        """Start a process that was not to start by itself."""
+        with self._asking() as ask:
+            ask.startProcess(name, False)
+
+    def await_answer(self, name: str, answers: Callable[[], bool], cure: str = "") -> None:
+        """Wait until a process answers.
+
+        Raises
+        ------
+        SetupError
+            If it ends meanwhile, or stays silent; with the end of its log.
+        """
+        log = self.logs / f"{name}.log"
+        deadline = time.monotonic() + _START_S
+        began = 0
+        while not answers():
+            state, at = self._state(name)
+            if not self.alive() or state in _ENDED or (began and at != began):
+                raise SetupError(
+                    f"The process '{name}' ended as it started. {cure}{_last_words(log)}"
+                )
+            began = began or at
+            if time.monotonic() > deadline:
+                raise SetupError(
+                    f"'{name}' is silent for {_START_S:.0f} s. {cure}{_last_words(log)}"
+                )
+            time.sleep(0.2)
+
+    def _state(self, name: str) -> tuple[str, int]:
+        """Return supervisor's word for a process, and when it was last started (Unix seconds)."""
+        try:
+            with self._asking() as ask:
+                info = ask.getProcessInfo(name)
+        except OSError:  # its socket is not there yet
+            return "", 0
+        return str(info["statename"]), int(info["start"])
+
+    @contextmanager
+    def _asking(self) -> Iterator[Any]:
+        transport = SupervisorTransport(serverurl=f"unix://{self.socket}")
+        with closing(transport):
+            yield ServerProxy("http://127.0.0.1", transport=transport).supervisor
 
 
 @contextmanager
-def running(node: Node, workers: int, say: Callable[[str], None]) -> Iterator[None]:
+def running(node: Node, workers: int, say: Callable[[str], None]) -> Iterator[Supervised]:
     """Keep a node up inside the ``with``; nothing of it is left behind.
 
     Raises
@@ -42,33 +105,20 @@ def running(node: Node, workers: int, say: Callable[[str], None]) -> Iterator[No
         If a program is missing, the node runs already, or a process does not come up.
     """
     programs = check_programs()
-    with _only_one(node.data), _socket_folder(node.data) as sockets:
-        config = node.data / "supervisord.conf"
-        config.write_text(_supervisor_settings(node, programs, workers, sockets), encoding="utf-8")
-        environment = {**os.environ, **node.environment(), "TCP_NODELAY": "1"}
-        supervisord = subprocess.Popen(
-            # it ends with us, however we end
-            ["/usr/bin/setpriv", "--pdeathsig", "TERM", _bin("supervisord"), "-c", str(config)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
+    with _only_one(node.data) as lock, _socket_folder(node.data) as sockets:
+        keep(node)
+        config = write_settings(node, programs, workers, sockets)
+        with _supervisord(node, config, lock, sockets, say) as supervised:
             say("starting Redis")
-            _await(node, supervisord, "redis", lambda: _redis_answers(node))
+            supervised.await_answer("redis", lambda: redis_answers(node))
             say("starting Orthanc with the plugin")
-            _await(node, supervisord, "orthanc", lambda: _pages_answer(node))
+            cure = _TLS if node.certificate else ""
+            supervised.await_answer("orthanc", lambda: pages_answer(node), cure)
             say("starting the worker and its model process")
             started = time.time()
-            ctl = [_bin("supervisorctl"), "-c", str(config), "start", "worker"]
-            subprocess.run(ctl, check=False, capture_output=True)
-            _await(node, supervisord, "worker", lambda: _models_announced(node, started))
-            yield
-        finally:
-            say("ending the node")
-            supervisord.terminate()
-            supervisord.wait(120)
+            supervised.start("worker")
+            supervised.await_answer("worker", lambda: models_announced(node, started))
+            yield supervised
 
 
 def check_programs() -> dict[str, str]:
@@ -91,121 +141,32 @@ def check_programs() -> dict[str, str]:
     return found
 
 
-def _supervisor_settings(node: Node, programs: dict[str, str], workers: int, sockets: Path) -> str:
-    lanes = ",".join(sorted({route.lane for route in node.settings.routes} or {"default"}))
-    celery = [_bin("celery"), "-A", "segnode_worker.app", "worker", "--queues", lanes]
-    celery += ["--concurrency", str(workers), "--pool", "prefork", "--loglevel", "WARNING"]
-    celery += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    user = f"user={os.getuid()}" if os.getuid() == 0 else ""
-    data = node.data
-    head = f"""\
-[supervisord]
-nodaemon=true
-silent=true
-logfile={data}/logs/supervisord.log
-logfile_maxbytes=1MB
-pidfile={sockets}/supervisord.pid
-childlogdir={data}/logs
-umask=077
-{user}
-[unix_http_server]
-file={sockets}/supervisor.sock
-chmod=0600
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
-[supervisorctl]
-serverurl=unix://{sockets}/supervisor.sock
-"""
-    return head + "".join(
-        (
-            _program(data, "redis", [programs["redis-server"], f"{data}/redis.conf"], 10, True),
-            _program(data, "orthanc", [programs["Orthanc"], f"{data}/orthanc.json"], 20, True),
-            _program(data, "worker", celery, 30, False),
+@contextmanager
+def _supervisord(
+    node: Node, config: Path, lock: int, sockets: Path, say: Callable[[str], None]
+) -> Iterator[Supervised]:
+    process = subprocess.Popen(
+        # it ends with us, however we end
+        ["/usr/bin/setpriv", "--pdeathsig", "TERM", program("supervisord"), "-c", str(config)],
+        env={**os.environ, **node.environment(), "TCP_NODELAY": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        # with the lock's descriptor: the folder is free when the last process has ended
+        pass_fds=[lock],
+    )
+    try:
+        yield Supervised(
+            process=process, socket=sockets / "supervisor.sock", logs=node.data / "logs"
         )
-    )
-
-
-def _program(data: Path, name: str, command: list[str], priority: int, at_once: bool) -> str:
-    return f"""\
-[program:{name}]
-command={" ".join(command)}
-directory={data}
-priority={priority}
-autostart={str(at_once).lower()}
-autorestart=true
-startsecs=1
-stopsignal=TERM
-stopwaitsecs=60
-killasgroup=true
-redirect_stderr=true
-stdout_logfile={data}/logs/{name}.log
-stdout_logfile_maxbytes=10MB
-stdout_logfile_backups=3
-"""
-
-
-def _bin(name: str) -> str:
-    return str(Path(sys.executable).parent / name)
-
-
-def _await(
-    node: Node, supervisord: subprocess.Popen[bytes], name: str, up: Callable[[], bool]
-) -> None:
-    deadline = time.monotonic() + _START_S
-    while not up():
-        if supervisord.poll() is not None or time.monotonic() > deadline:
-            log = node.data / "logs" / f"{name}.log"
-            raise SetupError(
-                f"The process '{name}' did not come up within {_START_S:.0f} s. The end of its "
-                f"log {log}:\n{_tail(log)}"
-            )
-        time.sleep(0.2)
-
-
-def _tail(log: Path, lines: int = 8) -> str:
-    try:
-        text = log.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "(it wrote nothing)"
-    return "\n".join(text.splitlines()[-lines:])
-
-
-def _redis_answers(node: Node) -> bool:
-    client = redis.Redis.from_url(node.environment()["SEGNODE_BROKER_URL"])
-    try:
-        return bool(client.ping())
-    except redis.RedisError:
-        return False
     finally:
-        client.close()
-
-
-def _pages_answer(node: Node) -> bool:
-    word = b64encode(f"viewer:{node.passwords['viewer']}".encode()).decode()
-    request = urllib.request.Request(  # noqa: S310 # our own address, http or https
-        f"{node.url}/segnode/health", headers={"Authorization": f"Basic {word}"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=2) as answer:  # noqa: S310 # as above
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _models_announced(node: Node, since: float) -> bool:
-    try:
-        ledger = Ledger.open(node.environment()["SEGNODE_LEDGER_URL"])
-        try:
-            models = IntakeLedger(ledger).models()
-        finally:
-            ledger.close()
-    except SegnodeError:
-        return False
-    return bool(models) and all(m.announced_at >= since - 1 for m in models.values())
+        say("ending the node")
+        process.terminate()
+        process.wait()
 
 
 @contextmanager
-def _only_one(data: Path) -> Iterator[None]:
+def _only_one(data: Path) -> Iterator[int]:
     with (data / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -213,14 +174,21 @@ def _only_one(data: Path) -> Iterator[None]:
             raise SetupError(
                 f"A node runs already on {data}; end it first, or name another folder with --data."
             ) from error
-        yield
+        yield lock.fileno()
 
 
 @contextmanager
 def _socket_folder(data: Path) -> Iterator[Path]:
-    # sun_path(7) holds 108 bytes
-    if len(str(data)) < 80:
+    if len(os.fsencode(data / "supervisor.sock")) < _LONGEST_SOCKET:
         yield data
         return
     with tempfile.TemporaryDirectory(prefix="segnode-") as short:
         yield Path(short)
+
+
+def _last_words(log: Path, lines: int = 8) -> str:
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return f"It wrote no log {log}."
+    return f"The end of its log {log}:\n" + "\n".join(text.splitlines()[-lines:])

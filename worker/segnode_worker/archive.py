@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import ssl
 import warnings
 from collections.abc import Mapping
 from io import BytesIO
@@ -42,6 +43,20 @@ class Archive(Protocol):
         """Hand over one instance; whether it is there is for `confirm` to say."""
 
 
+def trust_in(certificate: str) -> ssl.SSLContext | None:
+    """Return a TLS context that takes this one certificate, whatever name it bears.
+
+    A node reaches its own Orthanc by an address that the certificate need not name. None for no
+    certificate: the public authorities and their names count then.
+    """
+    if not certificate:
+        return None
+    context = ssl.create_default_context(cafile=certificate)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
 class DicomWebArchive:
     """An archive that speaks DICOMweb (PS3.18 10.4, 10.5).
 
@@ -56,14 +71,21 @@ class DicomWebArchive:
         For HTTP's basic authentication.
     timeout_s
         How long an answer may stay silent.
+    certificate
+        PEM file of the only certificate to trust; empty where a public authority vouches for it.
     """
 
-    def __init__(self, url: str, user: str, password: str, timeout_s: float = 120) -> None:
+    def __init__(
+        self, url: str, user: str, password: str, timeout_s: float = 120, certificate: str = ""
+    ) -> None:
         self._url = url.rstrip("/")
         self._headers = urllib3.make_headers(
             basic_auth=f"{user}:{password}", accept_encoding="identity"
         )
+        trust = trust_in(certificate)
         self._pool = urllib3.PoolManager(
+            ssl_context=trust,
+            assert_hostname=False if trust else None,
             timeout=urllib3.Timeout(connect=10, read=timeout_s),
             # a kept connection may close just as it is used; only what changes nothing is repeated
             retries=urllib3.Retry(total=2, read=1, allowed_methods={"GET"}, backoff_factor=0.2),

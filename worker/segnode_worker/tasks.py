@@ -82,7 +82,10 @@ def _make_tools(**_: object) -> None:
         settings=load_settings(Path(os.environ["SEGNODE_CONFIG"])),
         work=WorkLedger(Ledger.open(connections.ledger_url), _worker_name()),
         archive=DicomWebArchive(
-            connections.archive_url, connections.archive_user, connections.archive_password
+            connections.archive_url,
+            connections.archive_user,
+            connections.archive_password,
+            certificate=os.environ.get("SEGNODE_ARCHIVE_CERTIFICATE", ""),
         ),
         models=ModelProcess(_service.address, _service.kill),
     )

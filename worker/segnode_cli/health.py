@@ -1,0 +1,53 @@
+"""Whether the servers of a node answer, for those who wait until they do."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from base64 import b64encode
+
+import redis
+
+from segnode_cli.node import Node
+from segnode_contract.errors import SegnodeError
+from segnode_contract.ledger import IntakeLedger, Ledger
+from segnode_worker.archive import trust_in
+
+
+def redis_answers(node: Node) -> bool:
+    """Return whether Redis takes our password."""
+    client = redis.Redis.from_url(node.environment()["SEGNODE_BROKER_URL"])
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def pages_answer(node: Node) -> bool:
+    """Return whether Orthanc is up and the plugin's pages with it."""
+    word = b64encode(":".join(node.login("viewer")).encode()).decode()
+    request = urllib.request.Request(  # noqa: S310 # our own address, http or https
+        f"{node.url}/segnode/health", headers={"Authorization": f"Basic {word}"}
+    )
+    trust = trust_in(node.certificate)
+    try:
+        with urllib.request.urlopen(request, timeout=2, context=trust) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def models_announced(node: Node, since: float) -> bool:
+    """Return whether a worker has announced its models after `since` (Unix seconds)."""
+    try:
+        ledger = Ledger.open(node.environment()["SEGNODE_LEDGER_URL"])
+        try:
+            models = IntakeLedger(ledger).models()
+        finally:
+            ledger.close()
+    except SegnodeError:
+        return False
+    # one that this installation no longer has is not announced again
+    return any(model.announced_at >= since - 1 for model in models.values())
