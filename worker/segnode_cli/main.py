@@ -17,6 +17,7 @@ from segnode_cli.node import CONFIG
 from segnode_cli.segment import segment_folder
 from segnode_cli.send import parse_peer, send_paths
 from segnode_cli.show import say
+from segnode_cli.verify import agree
 from segnode_contract.errors import SegnodeError
 
 DATA = Path("data/node")
@@ -108,6 +109,13 @@ def job(key: str, data: DataOption = DATA, as_json: JsonOption = False) -> None:
 def list_models(as_json: JsonOption = False) -> None:
     """List the models' cards."""
     print_models(as_json)
+
+
+@app.command()
+def verify(data: DataOption = DATA, as_json: JsonOption = False) -> None:
+    """Compare ledger and archive; exit code 1 with a list where they differ."""
+    if not agree(data, as_json):
+        raise typer.Exit(1)
 
 
 @app.command()

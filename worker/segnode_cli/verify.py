@@ -1,0 +1,386 @@
+"""`segnode verify`: what the ledger says is stored, against what the archive holds.
+
+The ledger's tables are read as they stand, and the archive is asked by QIDO-RS and WADO-RS as an
+administrator, so that a fault in what the node tells of itself is not repeated here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from segnode_cli.node import read_environment
+from segnode_cli.search import (
+    COUNT,
+    INSTANCE,
+    MODALITY,
+    PATIENT_ID,
+    SERIAL,
+    SERIES,
+    STUDY,
+    Item,
+    Search,
+    value,
+)
+from segnode_cli.show import say
+from segnode_contract.errors import SetupError
+from segnode_contract.identity import derived_uid
+from segnode_contract.job import OPEN_STATES, JobState
+from segnode_contract.ledger import Ledger, schema
+from segnode_contract.ledger.clock import now_s
+from segnode_contract.settings import Settings, load_settings
+from segnode_worker.archive import DicomWebArchive
+
+_DERIVED = ("SEG", "SR")
+_SEE = "see whether the plugin runs, and Orthanc's log for this series."
+_INTAKE_S = 10.0
+"""What intake may take beyond the quiet period, before a series counts as overlooked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One difference."""
+
+    code: str
+    what: str
+    """The UID or job key that differs."""
+    sentence: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Comparison:
+    """What was compared, and where ledger and archive differ."""
+
+    findings: list[Finding] = field(default_factory=list)
+    jobs: int = 0
+    results: int = 0
+    """Objects whose bytes were compared."""
+    megabytes: float = 0.0
+    series: int = 0
+    gone: int = 0
+    """Results whose whole study was deleted from the archive: no difference."""
+    foreign: int = 0
+    """Results of other nodes in this archive."""
+
+    def found(self, code: str, what: str, sentence: str) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(code=code, what=what, sentence=sentence))
+
+    def summary(self) -> str:
+        """Return one line that says how much was compared."""
+        said = [
+            f"{self.results} results ({self.megabytes:.0f} MB) of {self.jobs} jobs and "
+            f"{self.series} series compared"
+        ]
+        if self.gone:
+            said.append(f"{self.gone} results went with their deleted studies")
+        if self.foreign:
+            said.append(f"{self.foreign} results of other nodes left alone")
+        count = len(self.findings)
+        said.append("ledger and archive agree" if not count else f"{count} differences")
+        return "; ".join(said) + "."
+
+
+def agree(data: Path, as_json: bool) -> bool:
+    """Print where ledger and archive of the node in `data` differ; return whether they agree."""
+    compared = compare(data)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in compared.findings]))
+        say(compared.summary())
+    elif compared.findings:
+        for finding in compared.findings:
+            print(finding.code, finding.what, finding.sentence)
+        say(compared.summary())
+    else:
+        print(compared.summary())
+    return not compared.findings
+
+
+def compare(data: Path) -> Comparison:
+    """Compare ledger and archive; the node may go on working meanwhile.
+
+    Raises
+    ------
+    SetupError
+        If there is no node, or its archive refuses the administrator.
+    ArchiveUnavailable, LedgerUnavailable
+        If one of both does not answer.
+    """
+    known = read_environment(data)
+    if "SEGNODE_LEDGER_URL" not in known:
+        raise SetupError(f"There is no node in {data}; start one with `segnode up`, or say --data.")
+    settings = load_settings(Path(known["SEGNODE_CONFIG"]))
+    user, password = _administrator(settings, known)
+    url, certificate = known["SEGNODE_ARCHIVE_URL"], known.get("SEGNODE_ARCHIVE_CERTIFICATE", "")
+    search = Search(url, user, password, certificate)
+    archive = DicomWebArchive(url, user, password, certificate=certificate)
+    ledger = Ledger.open(known["SEGNODE_LEDGER_URL"])
+    compared = Comparison()
+    try:
+        # the archive first: what it holds of ours was in the ledger before
+        objects = [item for kind in _DERIVED for item in search.objects_of_ours(kind)]
+        series = list(search.series())
+        state = _read(ledger)
+        _compare_jobs(state, settings.limits.lease_s, compared)
+        _compare_results(state, archive, search, compared)
+        _compare_objects(state, objects, settings.node.name, compared)
+        _compare_series(series, settings.intake.quiet_s, lambda: _read(ledger), search, compared)
+    finally:
+        ledger.close()
+    return compared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """The ledger's tables at one moment."""
+
+    now: float
+    jobs: Mapping[str, Any]
+    results: Sequence[Row[Any]]
+    series: Mapping[str, Row[Any]]
+    """By Orthanc id; of several archives' rows the one that changed last."""
+
+
+def _read(ledger: Ledger) -> _State:
+    job, series = schema.job, schema.series
+    wanted = (
+        job.c.key,
+        job.c.state,
+        job.c.archive_id,
+        job.c.study_uid,
+        job.c.series_uids,
+        job.c.model,
+        job.c.lease_owner,
+        job.c.lease_until,
+    )
+    with ledger.read() as connection:
+        return _State(
+            now=connection.execute(select(now_s())).scalar_one(),
+            jobs={row.key: row for row in connection.execute(select(*wanted)).all()},
+            results=connection.execute(select(schema.result)).all(),
+            series={
+                row.orthanc_id: row
+                for row in connection.execute(select(series).order_by(series.c.last_instance_at))
+            },
+        )
+
+
+def _compare_jobs(state: _State, lease_s: float, compared: Comparison) -> None:
+    compared.jobs = len(state.jobs)
+    objects = defaultdict(list)
+    for result in state.results:
+        objects[result.job_key].append(result)
+    done = defaultdict(list)
+    for key, job in state.jobs.items():
+        if job.state == JobState.DONE:
+            done[job.archive_id, job.series_uids, job.model].append(key)
+            unproved = sum(result.confirmed_at is None for result in objects[key])
+            if unproved or not objects[key]:
+                compared.found(
+                    "job-unconfirmed",
+                    key,
+                    f"The job is done, but {unproved or 'none'} of its {len(objects[key])} objects "
+                    f"{'lack' if unproved else 'has'} a confirmation; restore the ledger's rows "
+                    "from a backup, or withdraw the job.",
+                )
+        elif job.state == JobState.RUNNING and (job.lease_until or 0) < state.now - lease_s:
+            compared.found(
+                "lease-expired",
+                key,
+                f"The job is running, but the lease of {job.lease_owner} ended long ago and nobody "
+                "took it back; see whether Orthanc's plugin runs.",
+            )
+        twice = [r for r, n in Counter(o.role for o in objects[key]).items() if n > 1]
+        for role in twice:
+            compared.found(
+                "result-twice",
+                key,
+                f"The ledger knows several objects of role {role} for one job; see which one the "
+                "archive should keep, and delete the other.",
+            )
+    for (_, series_uids, model), keys in done.items():
+        for key in keys[1:]:
+            compared.found(
+                "job-twice",
+                key,
+                f"This job and {keys[0][:12]} are both done with {model} on the series "
+                f"{series_uids}, and neither is superseded; withdraw the older one.",
+            )
+
+
+def _compare_results(
+    state: _State, archive: DicomWebArchive, search: Search, compared: Comparison
+) -> None:
+    """Read each stored object back, one at a time."""
+    unproved = defaultdict(list)
+    for result in state.results:
+        job = state.jobs[result.job_key]
+        if job.state in OPEN_STATES or job.state == JobState.WITHDRAWN:
+            continue
+        kept = archive.fetch_instance(job.study_uid, result.series_uid, result.instance_uid)
+        if kept is None and not search.has(f"/studies?StudyInstanceUID={job.study_uid}"):
+            # images and results went together: retention, or another archive in this one's place
+            compared.gone += 1
+            continue
+        if kept is not None:
+            compared.results += 1
+            compared.megabytes += len(kept) / 1e6
+            if hashlib.sha256(kept).hexdigest() != result.digest:
+                compared.found(
+                    "result-differs",
+                    result.instance_uid,
+                    f"The archive holds other bytes than job {result.job_key[:12]} made (SHA-256 "
+                    f"{result.digest[:12]}); see what stored them, and restore the {result.role} "
+                    "from a backup.",
+                )
+        if result.confirmed_at is None:
+            unproved[result.job_key].append(kept is not None)
+        elif kept is None:
+            compared.found(
+                "result-missing",
+                result.instance_uid,
+                f"The archive lacks the {result.role} of job {result.job_key[:12]}; restore it "
+                "from a backup, or withdraw the job if it was deleted on purpose.",
+            )
+    for key, present in unproved.items():
+        if any(present) and not all(present):
+            compared.found(
+                "half-stored",
+                key,
+                f"The job is {state.jobs[key].state}, and {sum(present)} of its {len(present)} "
+                "unconfirmed objects lie in the archive; retry the job, or delete them there.",
+            )
+
+
+def _compare_objects(
+    state: _State, objects: Sequence[Item], node: str, compared: Comparison
+) -> None:
+    """Look for objects of ours that the ledger does not know, or that the archive has twice."""
+    known = {result.instance_uid for result in state.results}
+    makers = {derived_uid(key, "series"): key for key in state.jobs}
+    # a node may have had another name
+    names = {node} | {value(item, SERIAL) for item in objects if value(item, INSTANCE) in known}
+    places = Counter(value(item, INSTANCE) for item in objects)
+    for uid, count in places.items():
+        if count > 1:
+            compared.found(
+                "result-twice",
+                uid,
+                f"The archive holds this object in {count} series or studies; see which one the "
+                "job was made for, and delete the others.",
+            )
+    for item in objects:
+        uid, maker = value(item, INSTANCE), makers.get(value(item, SERIES))
+        if uid in known:
+            continue
+        if maker is None and value(item, SERIAL) not in names:
+            compared.foreign += 1
+            continue
+        origin = (
+            f"The series is that of job {maker[:12]}, which did not record it"
+            if maker
+            else "No job of this ledger made it"
+        )
+        compared.found(
+            "result-unknown",
+            uid,
+            f"The archive holds this {value(item, MODALITY)} of ours in series "
+            f"{value(item, SERIES)}. {origin}; see where it came from, and delete it there if it "
+            "is wrong.",
+        )
+
+
+def _compare_series(
+    series: Sequence[Item],
+    quiet_s: float,
+    read: Callable[[], _State],
+    search: Search,
+    compared: Comparison,
+) -> None:
+    """Look for series without a decision; intake gets some seconds for those that just came."""
+    compared.series = len(series)
+    deadline = time.monotonic() + _INTAKE_S
+    while True:
+        found = _overlooked(series, quiet_s, read())
+        if not found or time.monotonic() > deadline:
+            break
+        series = [item for item in series if value(item, SERIES) in found]
+        time.sleep(1)
+    for uid, finding in found.items():
+        # it may have been deleted since
+        if search.has(f"/series?SeriesInstanceUID={uid}"):
+            compared.findings.append(finding)
+
+
+def _overlooked(series: Sequence[Item], quiet_s: float, state: _State) -> dict[str, Finding]:
+    with_job = {uid for job in state.jobs.values() for uid in job.series_uids.split("\\")}
+    by_uid = {row.series_uid: row for row in state.series.values()}
+    found = {}
+    for item in series:
+        uid = value(item, SERIES)
+        row = state.series.get(_orthanc_id(item)) or by_uid.get(uid)
+        fault: tuple[str, str] | None
+        if row is None:
+            fault = (
+                "series-unseen",
+                f"The archive has the series, the ledger never saw it; {_SEE}",
+            )
+        elif row.decided_at is None:
+            fault = _undecided(row, state.now - quiet_s - _INTAKE_S)
+        else:
+            fault = _outdated(row, int(value(item, COUNT) or 0), uid in with_job)
+        if fault:
+            found[uid] = Finding(code=fault[0], what=uid, sentence=fault[1])
+    return found
+
+
+def _undecided(row: Row[Any], quiet_since: float) -> tuple[str, str] | None:
+    if row.last_instance_at > quiet_since:
+        return None
+    waits = sorted(v["route"] for v in row.decision or () if v["reason"].startswith("waits"))
+    if waits:
+        return "series-undecided", (
+            f"The series waits for the model of route {', '.join(waits)}; start a worker with it."
+        )
+    return "series-undecided", f"No image came for long, and nothing was decided; {_SEE}"
+
+
+def _outdated(row: Row[Any], count: int, has_job: bool) -> tuple[str, str] | None:
+    # fewer images are an administrator's act; the decision holds for what was there
+    if count > row.instance_count:
+        return "series-grew", (
+            f"The archive has {count} instances, the decision was made for {row.instance_count}; "
+            f"{_SEE}"
+        )
+    taken = [v["route"] for v in row.decision or () if v["taken"]]
+    if taken and not has_job:
+        return "job-missing", (
+            f"Route {taken[0]} took the series, but the ledger has no job for it; restore the "
+            "ledger from a backup."
+        )
+    return None
+
+
+def _administrator(settings: Settings, known: Mapping[str, str]) -> tuple[str, str]:
+    for user in settings.users:
+        password = known.get(f"SEGNODE_PASSWORD_{user.name.upper()}")
+        if user.role == "administrator" and password:
+            return user.name, password
+    raise SetupError(
+        "The node's file `environment` has no password of an administrator; start the node again."
+    )
+
+
+def _orthanc_id(item: Item) -> str:
+    """Return Orthanc's id of a series, by which the ledger knows it before it is decided."""
+    parts = (value(item, PATIENT_ID), value(item, STUDY), value(item, SERIES))
+    digest = hashlib.sha1("|".join(parts).encode(), usedforsecurity=False).hexdigest()
+    return "-".join(digest[at : at + 8] for at in range(0, 40, 8))
