@@ -7,16 +7,18 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
-from pydicom import Dataset, dcmread
-from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom import dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from segnode_contract.errors import BrokenInstance, SetupError
 from segnode_worker.archive import result_uids
-from segnode_worker.instance import BROKEN
+from segnode_worker.instance import BROKEN, inflated, valid_uid
 
 _TAGS = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Modality"]
+_META = 1 << 12
 
 
 class FolderArchive:
@@ -44,10 +46,7 @@ class FolderArchive:
         BrokenInstance
             Naming a DICOM file that does not parse.
         """
-        found = Counter(
-            (str(h.StudyInstanceUID), str(h.SeriesInstanceUID), str(h.get("Modality") or ""))
-            for _, h in self._images()
-        )
+        found = Counter((*uids, modality) for _, uids, modality in self._images())
         if not found:
             raise SetupError(
                 f"There is no DICOM file in {self._in}; name a folder that has some.",
@@ -58,11 +57,7 @@ class FolderArchive:
     def fetch_series(self, study_uid: str, series_uid: str) -> list[bytes]:
         """Return the files of one series; raises as `series`."""
         wanted = (study_uid, series_uid)
-        return [
-            path.read_bytes()
-            for path, head in self._images()
-            if (head.StudyInstanceUID, head.SeriesInstanceUID) == wanted
-        ]
+        return [path.read_bytes() for path, uids, _ in self._images() if uids == wanted]
 
     def fetch_instance(self, study_uid: str, series_uid: str, instance_uid: str) -> bytes | None:
         """Return one result; study and series are of no account here."""
@@ -86,30 +81,33 @@ class FolderArchive:
                 f"The result cannot be written to {self._out}: {error.strerror}.", code="folder"
             ) from error
 
-    def _images(self) -> Iterator[tuple[Path, Dataset]]:
+    def _images(self) -> Iterator[tuple[Path, tuple[str, str], str]]:
+        """Give the path, the study and series UID, and the modality of every image."""
         if not self._in.exists():
             raise SetupError(f"There is no folder {self._in}.", code="no-folder")
         paths = [self._in] if self._in.is_file() else sorted(self._in.rglob("*"))
         for path in paths:
-            if path.is_file() and (head := _head(path)) is not None:
-                yield path, head
+            if path.is_file() and (found := _identity(path)) is not None:
+                yield path, *found
 
 
-def _head(path: Path) -> Dataset | None:
-    """Return the identity of an image, None where the file is something else, a DICOMDIR say."""
+def _identity(path: Path) -> tuple[tuple[str, str], str] | None:
+    """Return what tells series apart, None where the file is something else, a DICOMDIR say."""
     try:
         with path.open("rb") as file, warnings.catch_warnings():
+            # pydicom's warnings quote values, which may be a patient's
             warnings.simplefilter("ignore")
-            start = file.read(132)
-            if start[128:] != b"DICM":
+            start = file.read(_META)
+            if start[128:132] != b"DICM":
                 return None
             file.seek(0)
-            head = dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
-        if head.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-            return None
-        if not all(keyword in head for keyword in _TAGS[:3]):
-            raise ValueError("it has no UIDs")
-        return head
+            deflated = DeflatedExplicitVRLittleEndian.encode() in start
+            whole = BytesIO(inflated(file.read())) if deflated else file
+            head = dcmread(whole, stop_before_pixels=True, specific_tags=list(_TAGS))
+            if head.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+                return None
+            study_uid, series_uid, _ = (valid_uid(head.get(keyword)) for keyword in _TAGS[:3])
+            return (study_uid, series_uid), str(head.get("Modality") or "")
     except BROKEN as error:
         raise BrokenInstance(
             f"The file {path} cannot be read as DICOM ({type(error).__name__}); take it out of the "

@@ -15,6 +15,8 @@ _SAME_DIRECTION = 1e-3  # direction cosines are often written with four digits
 _SAME_PLACE_MM = 0.01
 _UNEVEN = 0.1  # of the spacing: positions are often written with one digit
 _SIDEWAYS = 0.5  # of a pixel
+_SMALLEST_MM, _LARGEST_MM = 1e-3, 100  # of a voxel's side
+_FARTHEST_MM = 1e5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +73,18 @@ def _check_plane(image: Instance) -> None:
     }
     for name, (values, count) in expected.items():
         if values is None or len(values) != count or not np.isfinite(values).all():
-            said = "none" if values is None else f"({', '.join(f'{v:g}' for v in values)})"
+            said = "none" if values is None else _listed(values)
             raise _unsuitable("geometry", f"{name} of the image {image.uid} is {said}")
     if image.rows < 1 or image.columns < 1:
         raise _unsuitable(
             "geometry", f"the image {image.uid} has {image.rows} rows, {image.columns} columns"
         )
-    if not all(1e-3 <= mm <= 100 for mm in image.spacing or ()):
+    if any(abs(mm) > _FARTHEST_MM for mm in image.position or ()):
+        raise _unsuitable(
+            "geometry",
+            f"Image Position (Patient) of the image {image.uid} is {_listed(image.position or ())}",
+        )
+    if not all(_SMALLEST_MM <= mm <= _LARGEST_MM for mm in image.spacing or ()):
         raise _unsuitable("geometry", f"Pixel Spacing of the image {image.uid} is {image.spacing}")
     axes = np.array(image.orientation).reshape(2, 3)
     if not np.allclose(axes @ axes.T, np.eye(2), atol=_SAME_DIRECTION):
@@ -148,7 +155,12 @@ def _check_straight(
 
 def _even_spacing(along: NDArray[np.float64], ordered: Sequence[Instance]) -> float:
     if len(ordered) == 1:
-        return abs(ordered[0].thickness or 1.0)
+        thickness = abs(ordered[0].thickness or 1.0)
+        if not _SMALLEST_MM <= thickness <= _LARGEST_MM:
+            raise _unsuitable(
+                "geometry", f"Slice Thickness of the image {ordered[0].uid} is {thickness:g}"
+            )
+        return thickness
     gaps = np.diff(along)
     usual = float(np.median(gaps))
     widest = int(gaps.argmax())
@@ -182,7 +194,12 @@ def _close(a: tuple[float, ...] | None, b: tuple[float, ...] | None, limit: floa
 
 
 def _place(image: Instance) -> str:
-    return "(" + ", ".join(f"{mm:g}" for mm in image.position or ()) + ")"
+    return _listed(image.position or ())
+
+
+def _listed(values: Sequence[float]) -> str:
+    """Write the first few; a damaged attribute may have thousands."""
+    return "(" + ", ".join(f"{value:g}" for value in values[:6]) + ")"
 
 
 def _unsuitable(code: str, what: str) -> UnsuitableSeries:

@@ -1,4 +1,4 @@
-"""One single-frame image: what its header says, and its modality values when they are asked for."""
+"""One single-frame image: what its header says."""
 
 from __future__ import annotations
 
@@ -6,23 +6,17 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
+from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.pixels.utils import pixel_array
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    RLELossless,
-)
+from pydicom.filereader import read_dataset, read_partial
+from pydicom.tag import BaseTag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from segnode_contract.errors import BrokenInstance
 
@@ -45,16 +39,20 @@ BROKEN = (
 """What pydicom and the decoders raise on files that are not as they should be; they share no base
 class, and each of these was met on damaged files."""
 
-NATIVE = (
-    ImplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    DeflatedExplicitVRLittleEndian,
-)
-"""Transfer syntaxes whose pixels are not compressed frame by frame (PS3.5 Annex A)."""
+T = TypeVar("T")
 
-_PIXEL_DATA = b"\xe0\x7f\x10\x00"  # (7FE0,0010), little endian
-_LARGEST_INFLATED = 1 << 30
+_PREFIX = slice(128, 132)  # PS3.10 7.1
+_PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010), both byte orders
+_ANY_PIXELS = {0x7FE00008, 0x7FE00009, 0x7FE00010}  # of floating point too
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # (FFFE,E000), both byte orders
+_MOST_ELEMENTS = 50_000
+_MOST_ITEMS = 50_000
+"""pydicom takes 10 to 30 µs for each, and 1 kB; images of scanners have a few hundred."""
+_INFLATED_FREELY = 1 << 24
+_INFLATED_AT_MOST = 1 << 28
+_INFLATION = 200
+_DEFLATED = b"\x02\x00\x10\x00UI\x16\x00" + DeflatedExplicitVRLittleEndian.encode()
+_NOT_DEFLATED = _DEFLATED[:8] + b"1.2.840.10008.1.2.1\0\0\0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +78,8 @@ class Instance:
     columns: int
     bits: tuple[int, int, int]
     """Bits Allocated, Bits Stored, High Bit (PS3.5 8.1.1)."""
-    signed: bool
+    representation: int
+    """Pixel Representation: 1 where the stored values have a sign."""
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     spacing: tuple[float, ...] | None
@@ -91,8 +90,9 @@ class Instance:
     rescale_type: str
     header: Dataset
     file: bytes
+    """The Part 10 file, inflated where it came deflated."""
     pixel_offset: int
-    """Where the Pixel Data element starts in `file`; of no use where the file is deflated."""
+    """Where the Pixel Data element starts in `file`."""
 
 
 def parse_instance(file: bytes, place: int) -> Instance:
@@ -101,166 +101,183 @@ def parse_instance(file: bytes, place: int) -> Instance:
     Raises
     ------
     BrokenInstance
-        If it does not parse, or an attribute's value is not of its kind.
+        With the code ``not-dicom``, ``too-large``, ``too-complex``, ``bad-uid`` or
+        ``bad-attribute``, and ``broken-instance`` where it does not parse.
     """
-    name = f"Image {place}"
+    name = f"Image {place} of the series"
+    if file[_PREFIX] != b"DICM":
+        raise _broken("not-dicom", f"{name} is not a DICOM file; take it away where it came from.")
     try:
         with warnings.catch_warnings():
             # pydicom's warnings quote values, which may be a patient's
             warnings.simplefilter("ignore")
-            _refuse_bomb(file)
+            file = inflated(file)
+            if max(map(file.count, _ITEMS)) > _MOST_ITEMS:
+                raise _too_complex(name)
             stream = BytesIO(file)
-            header = dcmread(stream, stop_before_pixels=True)
-            name = f"The image {_uid(header, 'SOPInstanceUID')}"
-            return _instance(header, file, stream.tell())
+            header = read_partial(stream, _until_pixels(name))
+            return _instance(header, file, stream.tell(), name)
+    except RecursionError as error:
+        raise _too_complex(name) from error
     except BROKEN as error:
-        raise BrokenInstance(
-            f"{name} of the series cannot be read ({type(error).__name__}); send it again from "
-            "where it came."
+        raise _broken(
+            "broken-instance",
+            f"{name} cannot be read ({type(error).__name__}); send it again from where it came.",
         ) from error
 
 
-def stored_values(instance: Instance) -> NDArray[Any]:
-    """Return the stored values, shape ``(rows, columns)``, signed where the image says so.
+def valid_uid(value: object) -> str:
+    """Return a UID as text, which may become part of a path.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    text = str(value)
+    # leading zeros, which PS3.5 9.1 forbids, are met in practice
+    if len(text) > 64 or not re.fullmatch(r"[0-9]+(\.[0-9]+)*", text):
+        raise ValueError("it is not a UID")
+    return text
+
+
+def inflated(file: bytes) -> bytes:
+    """Return a deflated file (PS3.5 A.5) in Explicit VR Little Endian, any other as it is.
 
     Raises
     ------
     BrokenInstance
-        If the pixel data is cut short or does not decode.
+        With the code ``too-large`` before it grows beyond all reason, or ``truncated``.
+    zlib.error, or another of `BROKEN`
+        If it is damaged.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            values = _native(instance) if _is_plain(instance) else _decoded(instance)
-    except BROKEN as error:
-        raise BrokenInstance(
-            f"The pixels of the image {instance.uid} cannot be decoded (transfer syntax "
-            f"{instance.transfer_syntax}, {type(error).__name__}); send it "
-            "again from where it came."
-        ) from error
-    if values.shape != (instance.rows, instance.columns):
-        raise BrokenInstance(
-            f"The pixels of the image {instance.uid} decode to {values.shape}, but its header "
-            f"says {instance.rows} x {instance.columns}; send it again from where it came."
-        )
-    return values
+    if DeflatedExplicitVRLittleEndian.encode() not in file:
+        return file
+    stream = BytesIO(file)
+    stream.seek(_PREFIX.stop)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return file
+    start = stream.tell()
+    limit = min(_INFLATED_AT_MOST, max(_INFLATED_FREELY, _INFLATION * len(file)))
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    content = inflater.decompress(file[start:], limit)
+    if inflater.unconsumed_tail:
+        raise _broken("too-large", f"An image of the series inflates to more than {limit} bytes.")
+    if not inflater.eof:
+        raise _broken("truncated", "A deflated image of the series is cut short; send it again.")
+    return file[:start].replace(_DEFLATED, _NOT_DEFLATED, 1) + content
 
 
-def _instance(header: Dataset, file: bytes, pixel_offset: int) -> Instance:
-    syntax = header.file_meta.TransferSyntaxUID
-    allocated = int(header.get("BitsAllocated") or 0)
-    stored = int(header.get("BitsStored") or allocated)
+def _until_pixels(name: str) -> Callable[[BaseTag, str | None, int], bool]:
+    seen = 0
+
+    def stop(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+        nonlocal seen
+        seen += 1
+        if seen > _MOST_ELEMENTS:
+            raise _too_complex(name)
+        return tag in _ANY_PIXELS
+
+    return stop
+
+
+def _instance(header: FileDataset, file: bytes, pixel_offset: int, name: str) -> Instance:
+    uid = _Reader(header, name).uid("SOPInstanceUID")
+    read = _Reader(header, f"The image {uid}")
+    allocated = read.whole("BitsAllocated", 0)
+    stored = read.whole("BitsStored", allocated)
     return Instance(
-        uid=_uid(header, "SOPInstanceUID"),
-        study_uid=_uid(header, "StudyInstanceUID"),
-        series_uid=_uid(header, "SeriesInstanceUID"),
-        class_uid=_uid(header, "SOPClassUID"),
-        transfer_syntax=syntax,
-        modality=str(header.get("Modality") or ""),
-        image_type=_texts(header, "ImageType"),
-        frames=int(header.get("NumberOfFrames") or 1),
-        has_pixels=pixel_offset < len(file) or syntax == DeflatedExplicitVRLittleEndian,
-        photometric=str(header.get("PhotometricInterpretation") or ""),
-        samples=int(header.get("SamplesPerPixel") or 1),
-        rows=int(header.get("Rows") or 0),
-        columns=int(header.get("Columns") or 0),
-        bits=(allocated, stored, int(header.get("HighBit", stored - 1))),
-        signed=header.get("PixelRepresentation") == 1,
-        position=_numbers(header, "ImagePositionPatient"),
-        orientation=_numbers(header, "ImageOrientationPatient"),
-        spacing=_numbers(header, "PixelSpacing"),
-        thickness=_number(header, "SliceThickness"),
+        uid=uid,
+        study_uid=read.uid("StudyInstanceUID"),
+        series_uid=read.uid("SeriesInstanceUID"),
+        class_uid=read.uid("SOPClassUID"),
+        transfer_syntax=UID(_Reader(header.file_meta, read.name).uid("TransferSyntaxUID")),
+        modality=read.text("Modality"),
+        image_type=read.texts("ImageType"),
+        frames=read.whole("NumberOfFrames", 1),
+        has_pixels=file[pixel_offset : pixel_offset + 4] in _PIXEL_DATA,
+        photometric=read.text("PhotometricInterpretation"),
+        samples=read.whole("SamplesPerPixel", 1),
+        rows=read.whole("Rows", 0),
+        columns=read.whole("Columns", 0),
+        bits=(allocated, stored, read.whole("HighBit", stored - 1)),
+        representation=read.whole("PixelRepresentation", 0),
+        position=read.numbers("ImagePositionPatient"),
+        orientation=read.numbers("ImageOrientationPatient"),
+        spacing=read.numbers("PixelSpacing"),
+        thickness=read.number("SliceThickness"),
         frame_of_reference_uid=(
-            _uid(header, "FrameOfReferenceUID") if header.get("FrameOfReferenceUID") else ""
+            read.uid("FrameOfReferenceUID") if header.get("FrameOfReferenceUID") else ""
         ),
-        slope=_number(header, "RescaleSlope"),
-        intercept=_number(header, "RescaleIntercept"),
-        rescale_type=str(header.get("RescaleType") or ""),
+        slope=read.number("RescaleSlope"),
+        intercept=read.number("RescaleIntercept"),
+        rescale_type=read.text("RescaleType"),
         header=header,
         file=file,
         pixel_offset=pixel_offset,
     )
 
 
-def _uid(header: Dataset, keyword: str) -> str:
-    value = str(header[keyword].value)
-    # leading zeros, which PS3.5 9.1 forbids, are met in practice
-    if not re.fullmatch(r"[0-9.]{1,64}", value):
-        raise ValueError(f"{keyword} is not a UID")
-    return value
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads values of a header by the kind that they must have, and names what is of another."""
+
+    header: Dataset
+    name: str
+
+    def uid(self, keyword: str) -> str:
+        return self._as(valid_uid, keyword, "bad-uid")
+
+    def text(self, keyword: str) -> str:
+        return self._as(lambda value: str(value or ""), keyword)
+
+    def texts(self, keyword: str) -> tuple[str, ...]:
+        return self._as(_texts, keyword)
+
+    def whole(self, keyword: str, absent: int) -> int:
+        return self._as(lambda value: absent if _is_empty(value) else int(value), keyword)
+
+    def number(self, keyword: str) -> float | None:
+        values = self.numbers(keyword)
+        return values[0] if values else None
+
+    def numbers(self, keyword: str) -> tuple[float, ...] | None:
+        return self._as(_numbers, keyword)
+
+    def _as(self, kind: Callable[[Any], T], keyword: str, code: str = "bad-attribute") -> T:
+        try:
+            return kind(self.header.get(keyword))
+        except BROKEN as error:
+            raise _broken(
+                code,
+                f"{self.name} has a {keyword} that cannot be read; mend it where it came from.",
+            ) from error
 
 
-def _texts(header: Dataset, keyword: str) -> tuple[str, ...]:
-    value = header.get(keyword)
-    if not value:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(str(part) for part in value)
+def _is_empty(value: object) -> bool:
+    return value is None or value == ""
 
 
-def _numbers(header: Dataset, keyword: str) -> tuple[float, ...] | None:
-    value = header.get(keyword)
-    if value is None or value == "":
+def _texts(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(str(part) for part in value or ())
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    if _is_empty(value):
         return None
-    return (float(value),) if isinstance(value, int | float) else tuple(float(v) for v in value)
+    # a text or bytes, where an attribute has a wrong VR, would fall apart into characters
+    one = isinstance(value, int | float | str | bytes)
+    return (float(value),) if one else tuple(float(part) for part in value)
 
 
-def _number(header: Dataset, keyword: str) -> float | None:
-    values = _numbers(header, keyword)
-    return values[0] if values else None
+def _too_complex(name: str) -> BrokenInstance:
+    return _broken(
+        "too-complex",
+        f"{name} has more than {_MOST_ELEMENTS} elements or items, or nests them too deeply; "
+        "take it away where it came from.",
+    )
 
 
-def _is_plain(instance: Instance) -> bool:
-    plain = instance.transfer_syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
-    return plain and instance.bits[0] == 16
-
-
-def _native(instance: Instance) -> NDArray[Any]:
-    """Read 16-bit little endian pixels where they lie, without copying the file."""
-    file, start = instance.file, instance.pixel_offset
-    implicit = instance.transfer_syntax == ImplicitVRLittleEndian
-    if file[start : start + 4] != _PIXEL_DATA:
-        raise ValueError("no Pixel Data element")
-    first = start + (8 if implicit else 12)
-    (length,) = struct.unpack_from("<I", file, first - 4)
-    count = instance.rows * instance.columns
-    if length < 2 * count or len(file) - first < 2 * count:
-        raise ValueError("the pixel data is cut short")
-    words = np.frombuffer(file, "<u2", count, first).reshape(instance.rows, instance.columns)
-    return _without_spare_bits(words, instance, instance.bits[2])
-
-
-def _decoded(instance: Instance) -> NDArray[Any]:
-    syntax = instance.transfer_syntax
-    # the RLE decoder in Rust, where it is installed, panics past every handler on damaged data
-    plugin = "pydicom" if syntax == RLELossless else ""
-    values = pixel_array(dcmread(BytesIO(instance.file)), raw=True, decoding_plugin=plugin)
-    native = syntax in NATIVE
-    high = instance.bits[2] if native else instance.bits[1] - 1
-    return _without_spare_bits(values, instance, high)
-
-
-def _without_spare_bits(values: NDArray[Any], instance: Instance, high: int) -> NDArray[Any]:
-    """Drop what lies beside the stored bits (old overlays, say) and spread the sign."""
-    width, stored = values.dtype.itemsize * 8, instance.bits[1]
-    if not 0 < stored <= high + 1 <= width:
-        raise ValueError("Bits Stored, High Bit and Bits Allocated do not go together")
-    cells = np.dtype(f"{'i' if instance.signed else 'u'}{width // 8}")
-    values = values.astype(values.dtype.newbyteorder("="), copy=False).view(cells)
-    if stored == width:
-        return values
-    spread: NDArray[Any] = (values << (width - 1 - high)) >> (width - stored)
-    return spread
-
-
-def _refuse_bomb(file: bytes) -> None:
-    """Refuse a deflated file that grows beyond all reason, before pydicom inflates it whole."""
-    if b"1.2.840.10008.1.2.1.99" not in file[:1024]:
-        return
-    (meta_length,) = struct.unpack_from("<I", file, 140)  # (0002,0000), PS3.10 7.1
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    rest, size = file[144 + meta_length :], 0
-    while rest and not stream.eof:
-        size += len(stream.decompress(rest, 1 << 20))
-        rest = stream.unconsumed_tail
-        if size > _LARGEST_INFLATED:
-            raise ValueError("it inflates to more than 1 GiB")
+def _broken(code: str, sentence: str) -> BrokenInstance:
+    return BrokenInstance(sentence, code=code)

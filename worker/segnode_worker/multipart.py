@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from email.message import Message
 
+from segnode_contract.errors import UnsuitableSeries
+
 _LONGEST_HEADER = 1 << 16
+_LARGEST = 1 << 32
 
 
 class BrokenMultipart(ValueError):
@@ -26,11 +29,21 @@ def parts(content_type: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
     ------
     BrokenMultipart
         If there is no boundary, or the closing one is missing.
+    UnsuitableSeries
+        With the code ``too-large``, if there are more than 4 GiB.
     """
     delimiter = b"\r\n--" + _boundary(content_type)
     # the first boundary may stand at the very start, without a line break before it
     buffer, searched, preamble = bytearray(b"\r\n"), 0, True
+    size = 0
     for chunk in chunks:
+        size += len(chunk)
+        if size > _LARGEST:
+            raise UnsuitableSeries(
+                f"The series has more than {_LARGEST >> 30} GiB of files; that is more than a "
+                "worker holds.",
+                code="too-large",
+            )
         buffer += chunk
         while (end := buffer.find(delimiter, searched)) >= 0:
             if not preamble:

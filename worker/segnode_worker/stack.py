@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +23,23 @@ from pydicom.uid import (
 
 from segnode_contract.errors import UnsuitableSeries
 from segnode_worker.geometry import Arrangement, arrange
-from segnode_worker.instance import BROKEN, NATIVE, Instance, parse_instance, stored_values
+from segnode_worker.instance import BROKEN, Instance, parse_instance
+from segnode_worker.pixels import NATIVE, check_pixels, stored_values
 
 _LARGEST_SLICE = 1 << 26
-_LARGEST_VOLUME = 1 << 31
-"""Voxels: 8192 x 8192, and 8192 slices of 512 x 512."""
+"""Pixels: 8192 x 8192."""
+_LARGEST_SERIES = 1 << 32
+"""Bytes, of the files and again of the voxels: 8192 slices of 512 x 512 in 16 bits."""
+_ANY_RATIO = 1 << 28
+_LARGEST_RATIO = 200
+"""Of the bytes of voxels to those of files, beyond `_ANY_RATIO`. JPEG-LS makes 340 of empty slices,
+3 of a patient's."""
+_ABSURD_SCALE = 1e9
+_OTHER_UNITS = ("US", "OD", "MGML", "PCT", "Z_EFF", "ED", "EDW", "HU_MOD")  # PS3.3 C.11.1.1.2
 
 _IMAGE_CLASSES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage)
 _TECHNICAL = ("BodyPartExamined", "ConvolutionKernel", "SliceThickness", "KVP")
+_MODALITY = re.compile("[A-Z]{2,16}")
 _CONTRAST = (
     "ContrastBolusAgent",
     "ContrastBolusAgentSequence",
@@ -36,6 +47,7 @@ _CONTRAST = (
     "ContrastBolusTotalDose",
     "ContrastBolusRoute",
 )
+_LONGEST_TEXT = 64  # of LO, PS3.5 6.2
 _NO_CONTRAST = {"", "NONE", "NO", "N", "0", "0.0"}
 
 
@@ -71,14 +83,16 @@ def stack_series(files: Sequence[bytes], *, min_slices: int = 1, modality: str =
     BrokenInstance
         If a file does not parse or decode.
     """
-    images = [parse_instance(file, place) for place, file in enumerate(files, 1)]
-    if not images:
-        raise _unsuitable("no-images", "has no images in the archive")
+    images = _parsed(files)
     for image in images:
         _check_image(image, modality)
     _check_count(images, min_slices)
+    kind = _kind(images)
+    _check_size(images, kind.itemsize)
     arrangement = arrange(images)
-    voxels = _modality_values(arrangement.slices)
+    for image in images:
+        check_pixels(image)
+    voxels = _modality_values(arrangement.slices, kind)
     return Stack(
         volume=_volume(voxels, arrangement),
         sources=tuple(image.header for image in arrangement.slices),
@@ -87,10 +101,25 @@ def stack_series(files: Sequence[bytes], *, min_slices: int = 1, modality: str =
     )
 
 
+def _parsed(files: Sequence[bytes]) -> list[Instance]:
+    """Read all headers, holding no more than one may of what was deflated."""
+    images: list[Instance] = []
+    size = 0
+    for place, file in enumerate(files, 1):
+        images.append(parse_instance(file, place))
+        size += len(images[-1].file)
+        if size > _LARGEST_SERIES:
+            raise _unsuitable("too-large", f"has more than {_LARGEST_SERIES} bytes of files")
+    if not images:
+        raise _unsuitable("no-images", "has no images in the archive")
+    return images
+
+
 def _check_image(image: Instance, modality: str) -> None:
     """Refuse what is not a slice with modality values, before a pixel is decoded."""
     if image.modality != modality:
-        raise _unsuitable("modality", f"is {image.modality or 'of no modality'}, not {modality}")
+        said = image.modality if _MODALITY.fullmatch(image.modality) else "of no modality"
+        raise _unsuitable("modality", f"is {said}, not {modality}")
     if "LOCALIZER" in image.image_type:
         raise _unsuitable("localizer", f"holds a localizer, the image {image.uid}")
     if image.frames != 1 or "SharedFunctionalGroupsSequence" in image.header:
@@ -103,7 +132,7 @@ def _check_image(image: Instance, modality: str) -> None:
         )
     if not image.has_pixels:
         raise _unsuitable("no-pixel-data", f"holds the image {image.uid} without pixels")
-    if image.samples != 1 or not image.photometric.startswith("MONOCHROME"):
+    if image.samples != 1 or image.photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise _unsuitable(
             "photometric",
             f"holds the image {image.uid} of {image.samples} samples per pixel, "
@@ -114,20 +143,24 @@ def _check_image(image: Instance, modality: str) -> None:
 
 
 def _check_rescale(image: Instance) -> None:
-    if image.modality != "CT":
-        return
     scale = (image.slope, image.intercept)
-    if any(v is None or not np.isfinite(v) for v in scale) or image.slope == 0:
+    known = [value for value in scale if value is not None]
+    absurd = not all(abs(value) <= _ABSURD_SCALE for value in known)  # nor is NaN
+    if image.modality == "CT" and (len(known) < len(scale) or image.slope == 0 or absurd):
         raise _unsuitable(
             "not-hounsfield",
             f"has no Hounsfield units: Rescale Slope and Intercept of the image {image.uid} are "
             f"{scale}",
         )
-    if image.rescale_type not in ("", "HU"):
+    if absurd or image.slope == 0:
+        raise _unsuitable(
+            "rescale", f"has the Rescale Slope and Intercept {scale} in the image {image.uid}"
+        )
+    if image.modality == "CT" and image.rescale_type not in ("", "HU"):
+        said = image.rescale_type if image.rescale_type in _OTHER_UNITS else "another"
         raise _unsuitable(
             "not-hounsfield",
-            f"has no Hounsfield units: Rescale Type of the image {image.uid} is "
-            f"{image.rescale_type[:16]}",
+            f"has no Hounsfield units: Rescale Type of the image {image.uid} is {said}",
         )
 
 
@@ -153,22 +186,36 @@ def _check_count(images: Sequence[Instance], min_slices: int) -> None:
         raise _unsuitable(
             "too-few-slices", f"has {len(images)} slices, and the model needs {min_slices}"
         )
+    names = Counter(image.uid for image in images)
+    name, times = names.most_common(1)[0]
+    if times > 1:
+        raise _unsuitable("duplicate-instance", f"holds the image {name} {times} times")
+
+
+def _check_size(images: Sequence[Instance], itemsize: int) -> None:
+    """Refuse more voxels than a machine holds, or than so small files can mean."""
     largest = max(image.rows * image.columns for image in images)
-    if largest > _LARGEST_SLICE or largest * len(images) > _LARGEST_VOLUME:
+    size = largest * len(images) * itemsize
+    ratio = size / sum(len(image.file) for image in images)
+    bomb = size > _ANY_RATIO and ratio > _LARGEST_RATIO
+    if largest > _LARGEST_SLICE or size > _LARGEST_SERIES or bomb:
         raise _unsuitable("too-large", f"says that it has {len(images)} slices of {largest} pixels")
 
 
-def _modality_values(slices: Sequence[Instance]) -> NDArray[np.int16] | NDArray[np.float32]:
+def _kind(images: Sequence[Instance]) -> np.dtype[np.int16] | np.dtype[np.float32]:
+    whole = all(_is_whole(_slope(i)) and _is_whole(_intercept(i)) for i in images)
+    return np.dtype(np.int16) if whole else np.dtype(np.float32)
+
+
+def _modality_values(slices: Sequence[Instance], kind: np.dtype[Any]) -> NDArray[Any]:
     """Decode slice by slice into one volume (PS3.3 C.11.1.1.2).
 
     Whole numbers beyond int16, as a padding value of -32768 makes them, are held at its ends.
     """
-    whole = all(_is_whole(_slope(i)) and _is_whole(_intercept(i)) for i in slices)
-    shape = (len(slices), slices[0].rows, slices[0].columns)
-    voxels = np.empty(shape, np.int16 if whole else np.float32)
+    voxels = np.empty((len(slices), slices[0].rows, slices[0].columns), kind)
     for place, image in enumerate(slices):
         values = stored_values(image)
-        if whole:
+        if kind == np.int16:
             wide = values.astype(np.int64) * int(_slope(image)) + int(_intercept(image))
             voxels[place] = wide.clip(-32768, 32767)
         else:
@@ -203,7 +250,7 @@ def _volume(voxels: NDArray[Any], arrangement: Arrangement) -> hd.Volume:
 
 def _attributes(headers: Sequence[Dataset]) -> dict[str, str]:
     first = headers[0]
-    found = {keyword: _text(first, keyword) for keyword in _TECHNICAL}
+    found = {keyword: _text(first, keyword)[:_LONGEST_TEXT] for keyword in _TECHNICAL}
     contrast = any(
         _text(header, keyword).strip().upper() not in _NO_CONTRAST
         for header in headers
