@@ -7,7 +7,10 @@ The first fork is the one the queue asks about: would trying again help?
     │   ├── ArchiveUnavailable         no answer, or an answer that says "later"
     │   ├── BrokerUnavailable          Redis does not take the ring
     │   ├── LedgerUnavailable          the database does not answer
-    │   └── ModelProcessDied           the model process ended under a job
+    │   ├── ModelProcessDied           the model process ended under a job
+    │   ├── ModelBusy                  the job's turn at the model did not come
+    │   ├── SpoolFull                  the disk does not take the finished result
+    │   └── OutOfMemory                the model may do with its smaller memory profile
     └── PermanentError                 trying again gives the same
         ├── SettingsError              a settings file or variable is wrong
         ├── LedgerSchemaError          the ledger is older or newer than the program
@@ -18,6 +21,8 @@ The first fork is the one the queue asks about: would trying again help?
         ├── SeriesChanged              the series is not the one the job was made for
         ├── ModelFailed                the model raised
         ├── ModelTimeLimit             the model ran past the limit on its card
+        ├── StageTimeLimit             another stage ran past its limit
+        ├── MemoryExhausted            not enough memory, nor with a smaller profile
         ├── ProofFailed                the encoded result differs from the labels
         ├── StoreRefused               the archive did not take the result
         ├── UidCollision               the archive holds other content under our UID
@@ -70,6 +75,18 @@ class ModelProcessDied(TransientError):
     code = "model-process-died"
 
 
+class ModelBusy(TransientError):
+    code = "model-busy"
+
+
+class SpoolFull(TransientError):
+    code = "spool-full"
+
+
+class OutOfMemory(TransientError):
+    code = "out-of-memory"
+
+
 class SettingsError(PermanentError):
     code = "settings"
 
@@ -106,6 +123,14 @@ class ModelFailed(PermanentError):
 
 class ModelTimeLimit(PermanentError):
     code = "model-time-limit"
+
+
+class StageTimeLimit(PermanentError):
+    code = "stage-time-limit"
+
+
+class MemoryExhausted(PermanentError):
+    code = "memory-exhausted"
 
 
 class ProofFailed(PermanentError):

@@ -58,6 +58,8 @@ class Odd:
                 time.sleep(600)
             case "dies":
                 os._exit(3)
+            case "is greedy":
+                raise MemoryError("DOE^JANE")
             case "raises":
                 raise RuntimeError("DOE^JANE")
             case "tells":
@@ -66,8 +68,10 @@ class Odd:
         return Findings()
 
 
-NAMES = ("bright", "stranger", "hangs", "dies", "raises", "tells")
+NAMES = ("bright", "stranger", "hangs", "dies", "is greedy", "raises", "tells")
 
 if __name__ == "__main__":
     models = [RegisteredModel(card=m.card, digest=m.card.name, model=m) for m in map(Odd, NAMES)]
+    fat = Odd("is greedy")
+    models.append(RegisteredModel(card=fat.card, digest="fat", model=fat, smaller=Odd("bright")))
     Server(models).serve(socket.socket(fileno=int(sys.argv[1])))

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from segnode_contract.card import Card
-from segnode_contract.errors import ModelProcessDied, ModelTimeLimit, PermanentError
+from segnode_contract.errors import (
+    MemoryExhausted,
+    ModelProcessDied,
+    ModelTimeLimit,
+    OutOfMemory,
+    PermanentError,
+)
 from segnode_worker.model_client import ModelProcess
 from segnode_worker.model_service import ModelService
 
@@ -109,3 +115,40 @@ def test_the_process_sees_no_address_and_no_password(
     finally:
         service.stop()
     assert findings.withheld[0].reason == ""
+
+
+def test_too_little_memory_is_named(
+    process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    with pytest.raises(MemoryExhausted, match=r"not enough memory for \[3, 4, 5\]") as raised:
+        process.segment(cards["is greedy"], "is greedy", volume, {})
+    assert "DOE" not in raised.value.sentence
+
+
+def test_a_model_with_a_smaller_profile_is_tried_with_it_once(
+    process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    with pytest.raises(OutOfMemory, match="smaller memory profile"):
+        process.segment(cards["is greedy"], "fat", volume, {})
+    labels, _ = process.segment(cards["is greedy"], "fat", volume, {}, thrifty=True)
+    assert labels.any()
+
+
+def test_a_model_that_hangs_after_its_child_died_holds_nobody_for_ever(
+    service: ModelService, process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    killed: list[int] = []
+    forgetful = ModelProcess(service.address, killed.append)
+    with pytest.raises(ModelTimeLimit):
+        forgetful.segment(cards["hangs"], "hangs", volume, {})
+    labels, _ = process.segment(cards["bright"], "bright", volume, {})
+    assert labels.any()
+    assert len(killed) == 1
+
+
+def test_a_late_order_does_not_end_the_next_process(
+    service: ModelService, process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    service.kill(1)
+    labels, _ = process.segment(cards["bright"], "bright", volume, {})
+    assert labels.any()

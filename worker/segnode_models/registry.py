@@ -29,6 +29,8 @@ class RegisteredModel:
     card: Card
     digest: str
     model: Model
+    smaller: Model | None = None
+    """The same model where it needs less memory, and more time: on the CPU."""
 
 
 def builtin_cards() -> list[tuple[Card, str]]:
@@ -60,8 +62,13 @@ def available(folders: Iterable[Path], device: str) -> Mapping[str, RegisteredMo
         card = read_card(folder)
         if card.name in found:
             raise CardError(f"{folder}: another model is named '{card.name}' too; rename one.")
-        model = _loader(card, folder)(card, _device(device))
-        found[card.name] = RegisteredModel(card=card, digest=digest(folder), model=model)
+        make, where = _loader(card, folder), _device(device)
+        found[card.name] = RegisteredModel(
+            card=card,
+            digest=digest(folder),
+            model=make(card, where),
+            smaller=None if where.type == "cpu" else make(card, _device("cpu")),
+        )
     return found
 
 

@@ -13,18 +13,26 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segnode_contract.errors import ModelFailed, SegnodeError, UnknownModel
+from segnode_contract.card import Card
+from segnode_contract.errors import ModelFailed, OutOfMemory, SegnodeError, UnknownModel
 from segnode_contract.events import log_events
 from segnode_contract.model_link import receive, send
 from segnode_models.model import InputVolume
 from segnode_models.registry import RegisteredModel, load_builtin
 
 log = logging.getLogger(__name__)
+
+_GRACE_S = 5.0
+"""Who asked has this long to end us first, and then knows why."""
+_TORCH_MEMORY = "OutOfMemoryError"
+_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
 
 
 class Server:
@@ -33,6 +41,7 @@ class Server:
     def __init__(self, models: list[RegisteredModel]) -> None:
         self._models = {model.digest: model for model in models}
         self._device = threading.Lock()
+        self._broken = False
 
     def serve(self, listener: socket.socket) -> None:
         """Answer for ever, one thread per caller, one inference at a time."""
@@ -55,19 +64,24 @@ class Server:
             cards = [{"digest": d, "card": m.card.source} for d, m in self._models.items()]
             send(link, {"models": cards})
             return
+        model = self._models.get(request["digest"])
+        smaller = model is not None and model.smaller is not None
         try:
             with self._device:
-                send(link, {"started": True})
-                reply = self._segment(request, fds)
+                send(link, {"pid": os.getpid(), "smaller": smaller})
+                reply = self._segment(model, request, fds)
         except SegnodeError as error:
             reply = {"code": error.code, "sentence": error.sentence}
         finally:
             for fd in fds:
                 os.close(fd)
         send(link, reply)
+        if self._broken:
+            os._exit(1)
 
-    def _segment(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        model = self._models.get(request["digest"])
+    def _segment(
+        self, model: RegisteredModel | None, request: dict[str, Any], fds: list[int]
+    ) -> dict[str, Any]:
         if model is None:
             raise UnknownModel(
                 f"The model process has no model with digest {request['digest'][:12]}."
@@ -82,21 +96,39 @@ class Server:
         volume = InputVolume(
             hu=hu, spacing_mm=tuple(request["spacing_mm"]), attributes=request["attributes"]
         )
+        chosen = model.smaller if request["thrifty"] and model.smaller else model.model
         try:
-            findings = model.model.segment(volume, labels)
+            with _no_longer_than(model.card.time_limit_s + _GRACE_S):
+                return {"findings": chosen.segment(volume, labels).to_json()}
         except Exception as error:  # whatever a model raises is the model's failure
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}:{place.lineno}"
-            # the text of the exception goes nowhere: it may hold what an image says
-            log.error(  # as said
-                "model failed",
-                extra={"model": model.card.name, "error": type(error).__name__, "at": where},
-            )
-            raise ModelFailed(
-                f"The model {model.card.name} {model.card.version} stopped with "
-                f"{type(error).__name__}; the model process's log has the place."
-            ) from error
-        return {"findings": findings.to_json()}
+            self._broken = "CUDA error" in str(error)  # the process's context is lost for good
+            raise _failure(model.card, error) from error
+
+
+def _failure(card: Card, error: Exception) -> SegnodeError:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    kind = type(error).__name__
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    # the text of the exception goes nowhere: it may hold what an image says
+    log.error("model failed", extra={"model": card.name, "error": kind, "at": where})
+    if isinstance(error, MemoryError) or kind == _TORCH_MEMORY or _ALLOCATOR in str(error):
+        return OutOfMemory("The model had not enough memory.")
+    return ModelFailed(
+        f"The model {card.name} {card.version} stopped with {kind}; the model process's log has "
+        "the place."
+    )
+
+
+@contextmanager
+def _no_longer_than(seconds: float) -> Iterator[None]:
+    """End this process when the block takes longer: whoever asked may have died meanwhile."""
+    timer = threading.Timer(seconds, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def main() -> None:

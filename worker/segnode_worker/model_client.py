@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import highdicom as hd
@@ -15,14 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segnode_contract.card import Card, parse_card
-from segnode_contract.errors import ModelProcessDied, ModelTimeLimit, PermanentError
+from segnode_contract.errors import (
+    MemoryExhausted,
+    ModelBusy,
+    ModelProcessDied,
+    ModelTimeLimit,
+    OutOfMemory,
+    PermanentError,
+    SegnodeError,
+)
 from segnode_contract.findings import Findings
 from segnode_contract.model_link import receive, send
 
 _TURN_S = 3600.0
 """How long a job may wait for the jobs before it; a start of the process is in it."""
-
-
 _TRIES = 5
 
 
@@ -40,16 +48,16 @@ class ModelProcess:
     address
         Path of its Unix socket.
     kill
-        Ends the process; called when a job runs past its time limit.
+        Ends the process of that id; called when a job runs past its time limit.
     """
 
-    def __init__(self, address: str, kill: Callable[[], None]) -> None:
+    def __init__(self, address: str, kill: Callable[[int], None]) -> None:
         self._address = address
         self._kill = kill
 
     def models(self) -> list[KnownModel]:
         """Return the models that it has, waiting for it to be up."""
-        with self._turn({"ask": "models"}, []) as link:
+        with self._turn({"ask": "models"}, []) as (link, _):
             reply = _reply(link)
         return [
             KnownModel(card=parse_card(m["card"], where="the model process"), digest=m["digest"])
@@ -57,7 +65,13 @@ class ModelProcess:
         ]
 
     def segment(
-        self, card: Card, digest: str, volume: hd.Volume, attributes: Mapping[str, str]
+        self,
+        card: Card,
+        digest: str,
+        volume: hd.Volume,
+        attributes: Mapping[str, str],
+        *,
+        thrifty: bool = False,
     ) -> tuple[NDArray[np.uint8], Findings]:
         """Run one model.
 
@@ -69,6 +83,8 @@ class ModelProcess:
             The images in the card's orientation.
         attributes
             As `Stack.attributes`.
+        thrifty
+            Use the model's smaller memory profile.
 
         Returns
         -------
@@ -83,6 +99,10 @@ class ModelProcess:
             If it runs past the card's limit; the process is killed and started anew.
         ModelProcessDied
             If it ends in the middle.
+        ModelBusy
+            If its turn does not come within an hour.
+        OutOfMemory, MemoryExhausted
+            If there was not enough memory, and the model has a smaller profile to try, or none.
         ModelFailed, UnknownModel
             As the process says.
         """
@@ -97,30 +117,40 @@ class ModelProcess:
                 "dtype": voxels.dtype.name,
                 "spacing_mm": [float(mm) for mm in volume.spacing],
                 "attributes": dict(attributes),
+                "thrifty": thrifty,
             }
             reply = self._ask(request, [given[0], taken[0]], card)
             labels = np.frombuffer(taken[1], np.uint8).reshape(shape).copy()
         return labels, Findings.from_json(reply["findings"])
 
     def _ask(self, request: dict[str, Any], fds: list[int], card: Card) -> dict[str, Any]:
-        with self._turn(request, fds) as link:
+        killed = _kernel_kills()
+        with self._turn(request, fds) as (link, process):
             link.settimeout(card.time_limit_s)
             try:
                 reply = _reply(link)
+            except ModelProcessDied as error:
+                if _kernel_kills() > killed:
+                    raise _no_memory(card, process, request) from error
+                raise
             except TimeoutError as error:
-                self._kill()
+                self._kill(process["pid"])
                 raise ModelTimeLimit(
                     f"The model {card.name} ran longer than the {card.time_limit_s:g} s that its "
                     "card allows and was ended; see whether the series is unusually large, or "
                     "raise time_limit_s in the card."
                 ) from error
+        if reply.get("code") == OutOfMemory.code:
+            raise _no_memory(card, process, request)
         if "code" in reply:
             raise PermanentError(reply["sentence"], code=reply["code"])
         return reply
 
     @contextmanager
-    def _turn(self, request: dict[str, Any], fds: list[int]) -> Iterator[socket.socket]:
-        """Send a request and wait until its turn comes.
+    def _turn(
+        self, request: dict[str, Any], fds: list[int]
+    ) -> Iterator[tuple[socket.socket, dict[str, Any]]]:
+        """Send a request, wait until its turn comes, and give what the process says of itself.
 
         A process that ends before was ended under another job: the next one is asked.
         """
@@ -128,12 +158,20 @@ class ModelProcess:
             with self._link() as link:
                 try:
                     send(link, request, fds)
-                    _reply(link)
-                except (ModelProcessDied, ConnectionError):
+                    process = _reply(link)
+                except (ModelProcessDied, ConnectionError) as error:
                     if not tries_left:
-                        raise
+                        raise ModelBusy(
+                            f"The model process ended {_TRIES} times before this job's turn came; "
+                            "its log says why."
+                        ) from error
                     continue
-                yield link
+                except TimeoutError as error:
+                    raise ModelBusy(
+                        f"The model process had no time for this job within {_TURN_S:g} s; more "
+                        "workers on other machines would help."
+                    ) from error
+                yield link, process
                 return
 
     @contextmanager
@@ -147,22 +185,41 @@ class ModelProcess:
             yield link
 
 
+def _no_memory(card: Card, process: dict[str, Any], request: dict[str, Any]) -> SegnodeError:
+    said = f"The model {card.name} {card.version} had not enough memory for {request['shape']}"
+    if process["smaller"] and not request["thrifty"]:
+        return OutOfMemory(f"{said} voxels; it is tried with its smaller memory profile.")
+    return MemoryExhausted(
+        f"{said} voxels; a GPU or machine with more memory is needed, or fewer other programs on "
+        "this one."
+    )
+
+
+def _kernel_kills() -> int:
+    """Return how often the kernel has ended a process for want of memory (Linux 4.13)."""
+    for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
+
+
 def _reply(link: socket.socket) -> dict[str, Any]:
     try:
         message, _ = receive(link)
     except EOFError as error:
         raise ModelProcessDied(
-            "The model process ended in the middle of the job; its log says why (out of memory is "
-            "the common reason). It is started anew."
+            "The model process ended in the middle of the job; see its log. It is started anew."
         ) from error
     return message
 
 
 @contextmanager
 def _shared(name: str, size: int) -> Iterator[tuple[int, mmap.mmap]]:
-    fd = os.memfd_create(f"segnode-{name}", os.MFD_CLOEXEC)
+    fd = os.memfd_create(f"segnode-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
+        # whoever else has it must not take its pages from under us
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         yield fd, mmap.mmap(fd, size)
     finally:
         os.close(fd)

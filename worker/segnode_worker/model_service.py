@@ -53,9 +53,9 @@ class ModelService:
         for thread in self._threads:
             thread.start()
 
-    def kill(self) -> None:
-        """End the model process, from any child; it is started anew."""
-        self._calls.send(b"kill")
+    def kill(self, pid: int) -> None:
+        """End the model process with that id, from any child; another is started."""
+        self._calls.send(str(pid).encode())
 
     def stop(self) -> None:
         """End the process for good."""
@@ -85,13 +85,18 @@ class ModelService:
             if process is None or process.wait() is None or self._stopping.is_set():
                 return
             log.warning("model process ended", extra={"status": process.returncode})
-            self._stopping.wait(_RESTART_S)
-            if not self._stopping.is_set():
-                self._process = self._spawn()
+            while not self._stopping.wait(_RESTART_S):
+                try:
+                    self._process = self._spawn()
+                    break
+                except OSError as error:  # no memory or no process left: later, perhaps
+                    log.warning("model process not started", extra={"error": error.strerror})
 
     def _take_orders(self) -> None:
-        while self._orders.recv(16):
-            self._end()
+        while order := self._orders.recv(16):
+            process = self._process
+            if process is not None and process.pid == int(order):
+                self._end()
 
     def _end(self) -> None:
         process = self._process
