@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -72,3 +73,22 @@ class Claim:
     model_digest: str
     created_at: float
     """Seconds since 1970, UTC, by the ledger's clock; the result carries this date."""
+    thrifty: bool
+    """The last run had not enough memory: use the model's smaller profile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultObject:
+    """One object of a job's result, proved and not yet stored."""
+
+    role: str
+    """``SEG``, say."""
+    instance_uid: str
+    series_uid: str
+    data: bytes
+    """A Part 10 file."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `data`."""
+        return hashlib.sha256(self.data).hexdigest()

@@ -36,6 +36,10 @@ class Listen:
 class Intake:
     quiet_s: float = 5.0
     """A series is complete when no instance came for this long."""
+    rescan_s: float = 3600.0
+    """How often the archive's list of series is compared with the ledger's."""
+    rescan_days: float = 3.0
+    """Series with an image since then are compared by their number of instances too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,19 @@ class Limits:
     lease_s: float = 60.0
     """A worker that is silent for this long has lost its job."""
     deliveries: int = 3
-    """A job that took this many workers down with it is dead."""
+    """A job that took this many workers or model processes down with it is dead."""
+    ring_s: float = 30.0
+    """A ring that no worker followed for this long is sent again: Redis may have been wiped."""
+    back_off_s: tuple[float, ...] = (5.0, 15.0, 45.0, 120.0, 300.0, 600.0, 900.0)
+    """Waits after transient errors in a row; the last is repeated."""
+    give_up_h: float = 72.0
+    """A job that only transient errors kept from its end is dead after this many hours."""
+    stage_s: float = 600.0
+    """A stage that takes longer fails the job; inference has the limit of its model's card."""
+    free_mb: int = 2048
+    """A worker whose spool has less free space takes no new job."""
+    stop_s: float = 40.0
+    """A worker that is asked to stop hands the job at hand back after this long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +92,10 @@ class Route:
     min_instances: int = 1
     body_parts: tuple[str, ...] = ()
     """Body Part Examined must be one of these; empty takes any."""
+    derived: bool = False
+    """Take derived series too: reformatted, projected, captured."""
+    copies: bool = False
+    """Take anonymised or modified copies made in Orthanc too."""
     lane: str = "default"
 
 
@@ -107,6 +127,9 @@ class Connections:
     archive_url: str
     archive_user: str
     archive_password: str
+    archive_certificate: str = ""
+    """PEM file of the one certificate that the archive is trusted by; empty where a public
+    authority vouches for it."""
 
 
 def load_settings(path: Path) -> Settings:
@@ -158,13 +181,14 @@ def load_connections(environ: Mapping[str, str]) -> Connections:
         Naming the variable that is missing.
     """
     names = {field.name: f"SEGNODE_{field.name.upper()}" for field in fields(Connections)}
-    missing = [name for name in names.values() if not environ.get(name)]
+    needed = [names[field.name] for field in fields(Connections) if field.default is MISSING]
+    missing = [name for name in needed if not environ.get(name)]
     if missing:
         raise SettingsError(
             f"The environment variable {missing[0]} is not set; `segnode up` writes it to "
             "the file `environment` in its data folder."
         )
-    values: dict[str, Any] = {key: environ[name] for key, name in names.items()}
+    values: dict[str, Any] = {key: environ.get(name, "") for key, name in names.items()}
     return Connections(**{**values, "data": Path(values["data"])})
 
 
@@ -185,6 +209,10 @@ def _read(kind: type[T], data: Any, where: str) -> T:
 def _value(value: Any, annotation: str, where: str) -> Any:
     if annotation == "float" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if annotation == "tuple[float, ...]":
+        if isinstance(value, list) and value and all(type(item) in (int, float) for item in value):
+            return tuple(float(item) for item in value)
+        raise SettingsError(f"{where} is {value!r}; a list of numbers is needed.")
     if annotation == "tuple[str, ...]":
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
@@ -220,5 +248,10 @@ def _check(settings: Settings, path: Path) -> None:
             f"{path}: [listen] host is {settings.listen.host}, which others can reach, without "
             "encryption; set certificate to a PEM file, or insecure = true if you accept that."
         )
-    if settings.intake.quiet_s < 0 or settings.limits.lease_s <= 0:
-        raise SettingsError(f"{path}: quiet_s and lease_s cannot be negative.")
+    for table in (settings.intake, settings.limits):
+        for field in fields(table):
+            value = getattr(table, field.name)
+            if min(value if isinstance(value, tuple) else (value,)) < 0:
+                raise SettingsError(f"{path}: {field.name} is {value}; it cannot be negative.")
+    if settings.limits.lease_s == 0:
+        raise SettingsError(f"{path}: lease_s is 0; a worker needs time to say that it lives.")

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from segnode_contract.errors import BrokerUnavailable
-from segnode_contract.ledger import OutboxLedger
+from segnode_contract.ledger import LeaseLedger, OutboxLedger
+from segnode_contract.ledger.outbox import Ring
 from segnode_contract.ring import TASK, celery_settings
 
 log = logging.getLogger(__name__)
+
+
+_TIDY_S = 10.0
+
+
+class Bell(Protocol):
+    """Where rings are sent. `CeleryBell` in service."""
+
+    def ring(self, lane: str) -> None: ...
+    def waiting(self, lane: str) -> int: ...
 
 
 class Dispatch:
@@ -22,10 +38,11 @@ class Dispatch:
     under a row lock.
     """
 
-    def __init__(self, outbox: OutboxLedger, ring: Callable[[str], None], deliveries: int) -> None:
+    def __init__(self, outbox: OutboxLedger, leases: LeaseLedger, bell: Bell) -> None:
         self._outbox = outbox
-        self._ring = ring
-        self._deliveries = deliveries
+        self._leases = leases
+        self._bell = bell
+        self._tidied = time.monotonic()
 
     def tick(self) -> None:
         """Send what is due.
@@ -35,26 +52,53 @@ class Dispatch:
         BrokerUnavailable
             If the broker does not take a ring; it stays due.
         """
-        for key in self._outbox.reap(self._deliveries):
+        expired = self._leases.expired()
+        for key in self._leases.take_back(expired, "reaper") if expired else ():
             log.warning("worker lost", extra={"job_key": key})
+        lanes: dict[str, list[Ring]] = defaultdict(list)
         for ring in self._outbox.due():
-            self._ring(ring.lane)
-            self._outbox.published(ring)
-        self._outbox.tidy()
+            lanes[ring.lane].append(ring)
+        for lane, rings in lanes.items():
+            # one that Redis still holds, while no worker comes, is not sent twice
+            for _ in range(len(rings) - self._bell.waiting(lane)):
+                self._bell.ring(lane)
+            self._outbox.published(rings)
+        if time.monotonic() - self._tidied > _TIDY_S:
+            self._outbox.tidy()
+            self._tidied = time.monotonic()
 
 
-def celery_bell(broker_url: str) -> Callable[[str], None]:
-    """Return a function that rings a lane through Celery."""
-    app = Celery("segnode", set_as_current=False)
-    app.conf.update(celery_settings(broker_url))
+class CeleryBell:
+    """Rings lanes through Celery."""
 
-    def ring(lane: str) -> None:
-        try:
-            app.send_task(TASK, args=[lane], queue=lane, retry=False)
-        except (OperationalError, OSError) as error:
-            raise BrokerUnavailable(
-                "Redis does not take messages; jobs wait in the ledger until it does. Check that "
-                "it runs and that SEGNODE_BROKER_URL has its address and password."
-            ) from error
+    def __init__(self, broker_url: str) -> None:
+        self._app = Celery("segnode", set_as_current=False)
+        self._app.conf.update(celery_settings(broker_url))
 
-    return ring
+    def ring(self, lane: str) -> None:
+        """Send one ring.
+
+        Raises
+        ------
+        BrokerUnavailable
+            If Redis does not take it.
+        """
+        with _translated():
+            self._app.send_task(TASK, args=[lane], queue=lane, retry=False)
+
+    def waiting(self, lane: str) -> int:
+        """Return how many rings of a lane no worker has taken yet; raises as `ring`."""
+        with _translated(), self._app.connection_for_write() as connection:
+            queue = connection.default_channel.queue_declare(lane)
+            return int(queue.message_count)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, RedisError, OSError) as error:
+        raise BrokerUnavailable(
+            "Redis does not take messages; jobs wait in the ledger until it does. Check that "
+            "it runs and that SEGNODE_BROKER_URL has its address and password."
+        ) from error

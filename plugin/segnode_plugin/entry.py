@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from segnode_contract.events import log_events
-from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView, OutboxLedger
+from segnode_contract.ledger import (
+    IntakeLedger,
+    LeaseLedger,
+    Ledger,
+    LedgerView,
+    OutboxLedger,
+)
 from segnode_contract.settings import load_connections, load_settings
 from segnode_plugin.access import register_access
 from segnode_plugin.archive import OrthancArchive
-from segnode_plugin.dispatch import Dispatch, celery_bell
+from segnode_plugin.dispatch import CeleryBell, Dispatch
 from segnode_plugin.intake import Intake
 from segnode_plugin.service import Service
 from segnode_plugin.web.adapter import Adapter
@@ -38,8 +44,11 @@ def start(orthanc: Any) -> None:
 
     archive = OrthancArchive(orthanc)
     intake = Intake(archive, IntakeLedger(ledger), settings)
-    bell = celery_bell(connections.broker_url)
-    dispatch = Dispatch(OutboxLedger(ledger), bell, settings.limits.deliveries)
+    dispatch = Dispatch(
+        OutboxLedger(ledger, settings.limits),
+        LeaseLedger(ledger, settings.limits),
+        CeleryBell(connections.broker_url),
+    )
     service = Service([intake.tick, dispatch.tick])
 
     adapter = Adapter(orthanc)

@@ -22,6 +22,9 @@ class SeriesFacts:
     body_part: str
     image_type: tuple[str, ...]
     """Image Type of the first instance, in capitals (PS3.3 C.7.6.1.1.2)."""
+    sop_class_uid: str
+    copied: bool
+    """Whether Orthanc made it from another series, by anonymising or modifying."""
     instance_uids: tuple[str, ...]
 
 
@@ -33,12 +36,15 @@ def series_facts(index: Index, orthanc_id: str) -> SeriesFacts | None:
     if not instances or not study:
         return None
     tags = index.get(f"/instances/{instances[0]['ID']}/simplified-tags") or {}
+    metadata = index.get(f"/series/{orthanc_id}/metadata") or []
     return SeriesFacts(
         study_uid=study["MainDicomTags"]["StudyInstanceUID"],
         series_uid=series["MainDicomTags"]["SeriesInstanceUID"],
         modality=_text(tags, "Modality"),
         body_part=_text(tags, "BodyPartExamined"),
         image_type=tuple(_text(tags, "ImageType").split("\\")),
+        sop_class_uid=_text(tags, "SOPClassUID"),
+        copied=not {"AnonymizedFrom", "ModifiedFrom"}.isdisjoint(metadata),
         instance_uids=tuple(item["MainDicomTags"]["SOPInstanceUID"] for item in instances),
     )
 

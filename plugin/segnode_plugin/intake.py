@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,6 +18,9 @@ from segnode_plugin.routing import new_job, verdict
 log = logging.getLogger(__name__)
 
 _BATCH = 1000
+_NEVER = float("-inf")
+_ASK_AGAIN_S = 5.0
+"""How often a series that waits for a model, or cannot be read, is looked at."""
 
 
 class Archive(Protocol):
@@ -29,32 +34,62 @@ class Intake:
     """Reads changes from the stored cursor, and decides on series that are quiet.
 
     Orthanc's own stable events are not used: they are lost when it stops early, in every version
-    from 1.10.1 to 1.13.0.
+    from 1.10.1 to 1.13.0. Its changes can be deleted, so that its list of series is compared with
+    the ledger's at the start and now and then.
     """
 
     def __init__(self, archive: Archive, ledger: IntakeLedger, settings: Settings) -> None:
         self._archive = archive
         self._ledger = ledger
         self._settings = settings
-        self._told: set[str] = set()
+        self._asked: dict[QuietSeries, float] = {}
+        """Series that stay undecided, and when they were looked at."""
+        self._rescanned = _NEVER
 
     def tick(self) -> None:
         """Note what changed, then decide what is due."""
         archive_id = self._archive.archive_id()
         self._note_changes(archive_id)
-        for quiet in self._ledger.quiet(archive_id, self._settings.intake.quiet_s):
-            try:
-                self._decide(archive_id, quiet)
-            except SegnodeError:
-                raise
-            except Exception as error:  # one series that cannot be read must not hold the others
-                # its text may quote a DICOM file
-                self._unreadable(quiet.orthanc_id, type(error).__name__)
+        self._rescan(archive_id)
+        for key in self._ledger.replace_stranded(archive_id, self._settings.limits.lease_s):
+            log.info("job to be made for another model version", extra={"job_key": key})
+        quiet = self._ledger.quiet(archive_id, self._settings.intake.quiet_s)
+        self._asked = {one: self._asked.get(one, _NEVER) for one in quiet}
+        for one in quiet:
+            if time.monotonic() - self._asked[one] >= _ASK_AGAIN_S:
+                self._try_to_decide(archive_id, one)
 
-    def _unreadable(self, orthanc_id: str, error: str) -> None:
-        if orthanc_id not in self._told:
-            self._told.add(orthanc_id)
-            log.warning("series not decided", extra={"orthanc_id": orthanc_id, "error": error})
+    def _try_to_decide(self, archive_id: str, quiet: QuietSeries) -> None:
+        first = self._asked[quiet] == _NEVER
+        self._asked[quiet] = time.monotonic()
+        try:
+            self._decide(archive_id, quiet)
+        except SegnodeError:
+            raise
+        except Exception as error:  # one series that cannot be read must not hold the others
+            if first:
+                # its text may quote a DICOM file
+                about = {"orthanc_id": quiet.orthanc_id, "error": type(error).__name__}
+                log.warning("series not decided", extra=about)
+
+    def _rescan(self, archive_id: str) -> None:
+        """Find series and instances whose changes were never read."""
+        if time.monotonic() - self._rescanned < self._settings.intake.rescan_s:
+            return
+        listed = self._archive.get("/series")
+        recent = self._ledger.recent(archive_id, self._settings.intake.rescan_days * 86400)
+        missed = [
+            *self._ledger.unlisted(archive_id, listed),
+            *self._with_other_count(recent.items()),
+        ]
+        if missed:
+            self._ledger.touch(archive_id, missed)
+            log.warning("changes were missed", extra={"series": len(missed)})
+        self._rescanned = time.monotonic()
+
+    def _with_other_count(self, recent: Iterable[tuple[str, int]]) -> list[str]:
+        found = ((one, count, self._archive.get(f"/series/{one}")) for one, count in recent)
+        return [one for one, count, series in found if series and len(series["Instances"]) != count]
 
     def _note_changes(self, archive_id: str) -> None:
         cursor = self._ledger.cursor(archive_id)
@@ -89,7 +124,7 @@ class Intake:
         verdicts = tuple(verdict(route, facts) for route in routes)
         if self._ledger.own_series(facts.series_uid):
             verdicts = tuple(replace(v, taken=False, reason="a result of ours") for v in verdicts)
-        models = self._ledger.models()
+        models = self._ledger.models(self._settings.limits.lease_s)
         present = {route.name for route in routes if route.model in models}
         waits = [v.route for v in verdicts if v.taken and v.route not in present]
         verdicts = tuple(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from segnode_contract.identity import content_digest, job_key
 from segnode_contract.job import NewJob
 from segnode_contract.ledger.intake import AnnouncedModel, Verdict
 from segnode_contract.settings import Route
 from segnode_plugin.facts import SeriesFacts
+
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_REFORMATTED = re.compile(
+    r"(?<![A-Z])(MPR|MIP|MINIP|MAX_IP|MIN_IP|PROJECTION|REFORMATTED|RESAMPLED|VOLREN|VRT)(?![A-Z])"
+)
 
 
 def verdict(route: Route, facts: SeriesFacts) -> Verdict:
@@ -18,13 +25,40 @@ def verdict(route: Route, facts: SeriesFacts) -> Verdict:
 def _refusal(route: Route, facts: SeriesFacts) -> str | None:
     if facts.modality != route.modality:
         return f"Modality is {facts.modality or 'missing'}, {route.modality} is wanted"
-    if "LOCALIZER" in facts.image_type:
-        return "Image Type says LOCALIZER"
+    made = _made_from_others(route, facts)
+    if made is not None:
+        return made
     if len(facts.instance_uids) < route.min_instances:
         return f"{len(facts.instance_uids)} instances, at least {route.min_instances} are wanted"
     if route.body_parts and facts.body_part not in route.body_parts:
         wanted = " or ".join(route.body_parts)
         return f"Body Part Examined is {facts.body_part or 'missing'}, {wanted} is wanted"
+    return None
+
+
+def _made_from_others(route: Route, facts: SeriesFacts) -> str | None:
+    if "LOCALIZER" in facts.image_type:
+        return "Image Type says LOCALIZER"
+    if facts.copied and not route.copies:
+        return "it is an anonymised or modified copy made in Orthanc, and copies are not wanted"
+    derived = _derivation(facts)
+    if derived and not route.derived:
+        return f"{derived}, and derived series are not wanted"
+    return None
+
+
+def _derivation(facts: SeriesFacts) -> str | None:
+    """Return what says that the images were made from others (PS3.3 C.7.6.1.1.2, C.8.16.1).
+
+    DERIVED as value 1 alone says nothing: many scanners write it on what they reconstruct.
+    """
+    if facts.sop_class_uid.startswith(_SECONDARY_CAPTURE):
+        return "SOP Class is Secondary Capture"
+    if facts.image_type[1:2] == ("SECONDARY",):
+        return "Image Type says SECONDARY"
+    for value in facts.image_type[2:]:
+        if _REFORMATTED.search(value):
+            return f"Image Type says {value[:16]}"
     return None
 
 

@@ -14,18 +14,32 @@ from segnode_contract.errors import (
     ArchiveUnavailable,
     LedgerSchemaError,
     LedgerUnavailable,
+    ModelProcessDied,
+    OutOfMemory,
     UnsuitableSeries,
 )
 from segnode_contract.findings import Findings, Measurement
 from segnode_contract.identity import content_digest, job_key
-from segnode_contract.job import Claim, NewJob, Stage
-from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView, OutboxLedger, WorkLedger
+from segnode_contract.job import Claim, NewJob, ResultObject, Stage
+from segnode_contract.ledger import (
+    ActLedger,
+    IntakeLedger,
+    LeaseLedger,
+    Ledger,
+    LedgerView,
+    OutboxLedger,
+    WorkerLedger,
+    WorkLedger,
+)
 from segnode_contract.ledger.intake import Decision, Verdict
+from segnode_contract.ledger.leases import Lease
 from segnode_contract.ledger.schema import metadata
 from segnode_contract.ledger.work import LeaseLost
+from segnode_contract.settings import Limits
 
 ARCHIVE = "archive-1"
 DIGEST = "d" * 64
+LIMITS = Limits()
 
 
 def new_job(number: int = 1, *, instances: int = 3, model: str = "ct-tissue") -> NewJob:
@@ -54,12 +68,14 @@ def new_job(number: int = 1, *, instances: int = 3, model: str = "ct-tissue") ->
     )
 
 
-def arrive(ledger: Ledger, *jobs: NewJob, orthanc_id: str = "o1") -> list[str]:
+def arrive(
+    ledger: Ledger, *jobs: NewJob, orthanc_id: str = "o1", archive: str = ARCHIVE
+) -> list[str]:
     intake = IntakeLedger(ledger)
-    intake.note(ARCHIVE, 7, [orthanc_id])
-    quiet = next(q for q in intake.quiet(ARCHIVE, 0) if q.orthanc_id == orthanc_id)
+    intake.note(archive, 7, [orthanc_id])
+    quiet = next(q for q in intake.quiet(archive, 0) if q.orthanc_id == orthanc_id)
     return intake.decide(
-        ARCHIVE,
+        archive,
         Decision(
             orthanc_id=orthanc_id,
             last_instance_at=quiet.last_instance_at,
@@ -72,8 +88,16 @@ def arrive(ledger: Ledger, *jobs: NewJob, orthanc_id: str = "o1") -> list[str]:
     )
 
 
-def claim(ledger: Ledger, worker: str = "w1", lease_s: float = 60) -> Claim | None:
-    return WorkLedger(ledger, worker).claim("default", [DIGEST], lease_s)
+def claim(ledger: Ledger, worker: str = "w1") -> Claim | None:
+    return WorkLedger(ledger, worker, LIMITS).claim("default", [DIGEST])
+
+
+def reap(ledger: Ledger) -> list[str]:
+    """Let the lease of every job run out, and take the jobs back."""
+    with ledger.write() as connection:
+        connection.execute(text("update job set lease_until = lease_until - 61"))
+    leases = LeaseLedger(ledger, LIMITS)
+    return leases.take_back(leases.expired(), "reaper")
 
 
 def the_claim(ledger: Ledger) -> Claim:
@@ -163,8 +187,8 @@ def test_a_job_goes_to_one_worker(ledger: Ledger) -> None:
 
 def test_a_worker_without_the_model_gets_nothing(ledger: Ledger) -> None:
     arrive(ledger, new_job())
-    assert WorkLedger(ledger, "w1").claim("default", ["e" * 64], 60) is None
-    assert WorkLedger(ledger, "w1").claim("other lane", [DIGEST], 60) is None
+    assert WorkLedger(ledger, "w1", LIMITS).claim("default", ["e" * 64]) is None
+    assert WorkLedger(ledger, "w1", LIMITS).claim("other lane", [DIGEST]) is None
 
 
 def test_workers_that_race_share_the_jobs_out(ledger: Ledger) -> None:
@@ -184,20 +208,24 @@ def test_workers_that_race_share_the_jobs_out(ledger: Ledger) -> None:
     assert sorted(taken) == sorted(new_job(number).key for number in range(12))
 
 
+def finish_store(work: WorkLedger, held: Claim) -> None:
+    uid = f"2.{held.key[:3]}"
+    seg = ResultObject(role="SEG", instance_uid=uid, series_uid="2.1", data=b"seg")
+    volume = Measurement(segment=1, name="volume", value=3.5, unit="ml")
+    work.made(held, [seg], Findings(measurements=(volume,)), "i" * 64)
+    work.stored(held, uid)
+    work.confirmed(held, uid)
+
+
 @pytest.fixture
 def finished(ledger: Ledger) -> Iterator[Ledger]:
     arrive(ledger, new_job(), new_job(model="ct-lung-density"))
     for _ in range(2):
         held = the_claim(ledger)
-        work = WorkLedger(ledger, "w1")
+        work = WorkLedger(ledger, "w1", LIMITS)
         with work.stage(held, Stage.STORE):
-            work.will_store(
-                held, role="SEG", instance_uid=f"2.{held.key[:3]}", series_uid="2.1", data=b"seg"
-            )
-            work.stored(held, f"2.{held.key[:3]}")
-        work.confirmed(held, f"2.{held.key[:3]}")
-        volume = Measurement(segment=1, name="volume", value=3.5, unit="ml")
-        work.done(held, Findings(measurements=(volume,)), peak_mb=120)
+            finish_store(work, held)
+        work.done(held, peak_mb=120)
     yield ledger
 
 
@@ -229,7 +257,7 @@ def test_a_superseded_result_is_no_overlay(finished: Ledger) -> None:
 
 def test_a_permanent_error_fails_at_once(ledger: Ledger) -> None:
     arrive(ledger, new_job())
-    held, work = the_claim(ledger), WorkLedger(ledger, "w1")
+    held, work = the_claim(ledger), WorkLedger(ledger, "w1", LIMITS)
     with pytest.raises(UnsuitableSeries), work.stage(held, Stage.STACK):
         raise UnsuitableSeries("The gantry is tilted by 18.5 degrees.", code="gantry-tilt")
     work.failed(held, UnsuitableSeries("The gantry is tilted.", code="gantry-tilt"), peak_mb=1)
@@ -244,7 +272,7 @@ def test_a_permanent_error_fails_at_once(ledger: Ledger) -> None:
 
 def test_a_transient_error_waits_and_is_rung_again(ledger: Ledger) -> None:
     arrive(ledger, new_job())
-    held, work = the_claim(ledger), WorkLedger(ledger, "w1")
+    held, work = the_claim(ledger), WorkLedger(ledger, "w1", LIMITS)
     work.failed(held, ArchiveUnavailable("The archive does not answer."), peak_mb=1)
     assert state(ledger, held.key) == "queued"
     assert claim(ledger) is None
@@ -255,21 +283,20 @@ def test_a_transient_error_waits_and_is_rung_again(ledger: Ledger) -> None:
 
 def test_a_lost_lease_refuses_what_comes_late(ledger: Ledger) -> None:
     arrive(ledger, new_job())
-    late = claim(ledger, lease_s=-1)
-    assert late is not None
-    assert OutboxLedger(ledger).reap(deliveries=3) == [late.key]
+    late = the_claim(ledger)
+    assert reap(ledger) == [late.key]
     second = the_claim(ledger)
     assert second.epoch == late.epoch + 1
     with pytest.raises(LeaseLost):
-        WorkLedger(ledger, "w1").done(late, Findings(), peak_mb=1)
-    WorkLedger(ledger, "w1").heartbeat(second, 60)
+        finish_store(WorkLedger(ledger, "w1", LIMITS), late)
+    WorkLedger(ledger, "w1", LIMITS).heartbeat(second)
 
 
 def test_a_job_that_takes_three_workers_down_is_dead(ledger: Ledger) -> None:
     arrive(ledger, new_job())
     for _ in range(3):
-        assert claim(ledger, lease_s=-1) is not None
-        OutboxLedger(ledger).reap(deliveries=3)
+        assert claim(ledger) is not None
+        reap(ledger)
     job = LedgerView(ledger).job(new_job().key)
     assert job is not None
     assert (job.row.state, job.row.error_code) == ("dead", "worker-lost")
@@ -277,11 +304,11 @@ def test_a_job_that_takes_three_workers_down_is_dead(ledger: Ledger) -> None:
 
 
 def test_a_ring_is_sent_once_and_again_when_nobody_came(ledger: Ledger) -> None:
-    outbox = OutboxLedger(ledger)
+    outbox = OutboxLedger(ledger, LIMITS)
     arrive(ledger, new_job())
     [ring] = outbox.due()
     assert ring.lane == "default"
-    outbox.published(ring)
+    outbox.published([ring])
     assert outbox.due() == []
     with ledger.write() as connection:
         connection.execute(text("update outbox set published_at = published_at - 31"))
@@ -290,3 +317,152 @@ def test_a_ring_is_sent_once_and_again_when_nobody_came(ledger: Ledger) -> None:
     assert claim(ledger) is not None
     outbox.tidy()
     assert outbox.due() == []
+
+
+def test_a_superseded_result_holds_again_when_its_content_comes_back(finished: Ledger) -> None:
+    arrive(finished, new_job(instances=4))
+    assert state(finished, new_job().key) == "superseded"
+    arrive(finished, new_job())
+    assert state(finished, new_job().key) == "done"
+    assert state(finished, new_job(instances=4).key) == "superseded"
+
+
+def test_a_job_superseded_before_its_end_runs_when_its_content_comes_back(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    arrive(ledger, new_job(instances=4))
+    assert arrive(ledger, new_job()) == [new_job().key]
+    assert the_claim(ledger).key == new_job().key
+
+
+def test_the_same_series_in_a_replaced_archive_is_done_again(finished: Ledger) -> None:
+    assert arrive(finished, new_job(), archive="archive-2") == [new_job().key]
+    assert state(finished, new_job().key) == "queued"
+
+
+def test_a_result_is_one_set(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    held, work = the_claim(ledger), WorkLedger(ledger, "w1", LIMITS)
+    objects = [
+        ResultObject(role=role, instance_uid=f"2.{n}", series_uid="2", data=b"x")
+        for n, role in enumerate(("SEG", "SR"))
+    ]
+    work.made(held, objects, Findings(), "i" * 64)
+    assert [known.role for known in work.known(held)] == ["SEG", "SR"]
+    work.confirmed(held, "2.0")
+    with pytest.raises(RuntimeError, match="1 of 2"):
+        work.done(held, peak_mb=1)
+    work.confirmed(held, "2.1")
+    work.done(held, peak_mb=1)
+    assert state(ledger, held.key) == "done"
+
+
+def test_transient_errors_wait_longer_each_time_and_never_for_ever(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    work = WorkLedger(ledger, "w1", LIMITS)
+    waits = []
+    for _ in range(9):
+        held = the_claim(ledger)
+        work.failed(held, ArchiveUnavailable("The archive does not answer."), peak_mb=1)
+        with ledger.write() as connection:
+            wait = text("select not_before - updated_at from job")
+            waits.append(round(connection.execute(wait).scalar_one()))
+            connection.execute(text("update job set not_before = 0"))
+    assert waits == [5, 15, 45, 120, 300, 600, 900, 900, 900]
+    with ledger.write() as connection:
+        connection.execute(text("update job set tried_since = tried_since - 72 * 3600"))
+    work.failed(the_claim(ledger), ArchiveUnavailable("The archive does not answer."), peak_mb=1)
+    assert state(ledger, new_job().key) == "dead"
+
+
+def test_three_deaths_of_the_model_process_are_enough(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    work = WorkLedger(ledger, "w1", LIMITS)
+    for expected in ("queued", "queued", "dead"):
+        work.failed(the_claim(ledger), ModelProcessDied("It ended."), peak_mb=1)
+        assert state(ledger, new_job().key) == expected
+        with ledger.write() as connection:
+            connection.execute(text("update job set not_before = 0"))
+
+
+def test_too_little_memory_is_tried_once_more_at_once_and_thrifty(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    work, first = WorkLedger(ledger, "w1", LIMITS), the_claim(ledger)
+    assert not first.thrifty
+    work.failed(first, OutOfMemory("The model had not enough memory."), peak_mb=1)
+    assert the_claim(ledger).thrifty
+
+
+def test_a_retry_is_an_act_with_a_name(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    key = new_job().key
+    assert not ActLedger(ledger).retry(key, "jane")
+    for _ in range(3):
+        assert claim(ledger) is not None
+        reap(ledger)
+    assert state(ledger, key) == "dead"
+    assert ActLedger(ledger).retry(key, "jane")
+    assert the_claim(ledger).key == key
+    job = LedgerView(ledger).job(key)
+    assert job is not None
+    assert ("jane", "retried by hand") in [(e.actor, e.detail) for e in job.events]
+    assert job.row.error_code is None
+
+
+def test_a_job_that_is_handed_back_is_no_loss(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    leases = LeaseLedger(ledger, LIMITS)
+    for _ in range(5):
+        assert claim(ledger, "host/1/2/3") is not None
+        assert leases.held("host2") == []
+        assert leases.hand_back(leases.held("host"), "host/1") == [new_job().key]
+    assert state(ledger, new_job().key) == "queued"
+
+
+def test_a_lease_that_went_on_is_not_taken_back(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    the_claim(ledger)
+    leases = LeaseLedger(ledger, LIMITS)
+    old = Lease(key=new_job().key, epoch=1, owner="w1")
+    reap(ledger)
+    the_claim(ledger)
+    assert leases.take_back([old], "late") == []
+    assert state(ledger, new_job().key) == "running"
+
+
+def test_an_upgrade_makes_waiting_jobs_anew(ledger: Ledger) -> None:
+    old, new = WorkerLedger(ledger, "old"), WorkerLedger(ledger, "new")
+    old.announce("ct-tissue", "1.0.0", DIGEST, "card")
+    arrive(ledger, new_job())
+    new.announce("ct-tissue", "2.0.0", "e" * 64, "card")
+    intake = IntakeLedger(ledger)
+    assert intake.models(60)["ct-tissue"].version == "2.0.0"
+    assert intake.replace_stranded(ARCHIVE, 60) == []
+    old.announce("ct-tissue", "1.0.0", DIGEST, "card")
+    assert intake.models(60)["ct-tissue"].version == "2.0.0"
+    with ledger.write() as connection:
+        connection.execute(
+            text("update model set announced_at = announced_at - 61 where version = '1.0.0'")
+        )
+    assert intake.replace_stranded(ARCHIVE, 60) == [new_job().key]
+    assert state(ledger, new_job().key) == "superseded"
+    assert [q.orthanc_id for q in intake.quiet(ARCHIVE, 0)] == ["o1"]
+
+
+def test_workers_say_how_they_are(ledger: Ledger) -> None:
+    worker = WorkerLedger(ledger, "host/1")
+    worker.seen("ready")
+    worker.seen("no-space", "12 MB are free")
+    [row] = LedgerView(ledger).workers()
+    assert (row.name, row.state, row.detail) == ("host/1", "no-space", "12 MB are free")
+    worker.gone()
+    assert LedgerView(ledger).workers() == []
+
+
+def test_a_ledger_of_the_first_version_is_brought_up_to_date(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
+    ledger.migrate("0001")
+    with ledger.write() as connection:
+        connection.execute(text("insert into model values ('m', 'd', '1.0.0', 'card', 'w', 12.5)"))
+    ledger.migrate()
+    assert IntakeLedger(ledger).models(60)["m"].announced_at == 12.5
+    ledger.close()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from segnode_contract.errors import SegnodeError, UnsuitableSeries
 from segnode_contract.findings import Findings, Measurement, Withheld
 from segnode_contract.identity import content_digest
-from segnode_contract.job import Claim, NewJob, Stage
-from segnode_contract.ledger import IntakeLedger, Ledger, WorkLedger
+from segnode_contract.job import Claim, NewJob, ResultObject, Stage
+from segnode_contract.ledger import IntakeLedger, Ledger, WorkerLedger, WorkLedger
 from segnode_contract.ledger.intake import Decision, Verdict
+from segnode_contract.settings import Limits
 from segnode_models.registry import builtin_cards
 
 TILTED = UnsuitableSeries(
@@ -22,7 +23,7 @@ FINDINGS = Findings(
 def queue_job(ledger: Ledger, *, number: int = 1, study_uid: str = "1.2") -> str:
     """Have a series arrive that one of two routes takes, and return the key of its job."""
     card, digest = next(c for c in builtin_cards() if c[0].name == "ct-tissue")
-    WorkLedger(ledger, "w1").announce(card.name, card.version, digest, card.source)
+    WorkerLedger(ledger, "w1").announce(card.name, card.version, digest, card.source)
     intake = IntakeLedger(ledger)
     intake.note("a", number, [f"o{number}"])
     quiet = next(s for s in intake.quiet("a", 0) if s.orthanc_id == f"o{number}")
@@ -60,8 +61,8 @@ def queue_job(ledger: Ledger, *, number: int = 1, study_uid: str = "1.2") -> str
 
 def claim_job(ledger: Ledger) -> tuple[WorkLedger, Claim]:
     """Have a worker take the oldest job."""
-    work = WorkLedger(ledger, "w1")
-    claim = work.claim("default", [c[1] for c in builtin_cards()], 60)
+    work = WorkLedger(ledger, "w1", Limits())
+    claim = work.claim("default", [c[1] for c in builtin_cards()])
     assert claim is not None
     return work, claim
 
@@ -71,10 +72,11 @@ def finish_job(ledger: Ledger) -> None:
     work, claim = claim_job(ledger)
     with work.stage(claim, Stage.STORE):
         uid = f"2.{claim.key[:8].lstrip('0')}"
-        work.will_store(claim, role="SEG", instance_uid=f"{uid}.1", series_uid=uid, data=b"x")
+        seg = ResultObject(role="SEG", instance_uid=f"{uid}.1", series_uid=uid, data=b"x")
+        work.made(claim, [seg], FINDINGS, "i" * 64)
     with work.stage(claim, Stage.CONFIRM):
         work.confirmed(claim, f"{uid}.1")
-    work.done(claim, FINDINGS, 100)
+    work.done(claim, 100)
 
 
 def fail_job(ledger: Ledger, error: SegnodeError = TILTED) -> None:

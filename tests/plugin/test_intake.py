@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView, WorkLedger
+from segnode_contract.findings import Findings
+from segnode_contract.job import ResultObject
+from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView, WorkerLedger, WorkLedger
 from segnode_contract.settings import Dicom, Limits, Listen, Node, Route, Settings
 from segnode_contract.settings import Intake as IntakeSettings
 from segnode_plugin.intake import Intake
@@ -33,6 +35,7 @@ class Archive:
         self.id = "archive-1"
         self.instances: dict[str, dict[str, Any]] = {}
         self.tags: dict[str, dict[str, str]] = {}
+        self.metadata: dict[str, list[str]] = {}
         self.log: list[dict[str, Any]] = []
 
     def add(self, series: str, uid: str, **tags: str) -> None:
@@ -65,8 +68,11 @@ class Archive:
                 return self.tags[self.instances[uid]["ParentSeries"]]
             case ["series", series]:
                 tags = {"SeriesInstanceUID": f"1.{series}"}
-                known = {"ParentStudy": "study", "MainDicomTags": tags}
+                inside = [u for u, i in self.instances.items() if i["ParentSeries"] == series]
+                known = {"ParentStudy": "study", "MainDicomTags": tags, "Instances": inside}
                 return known if series in self.tags else None
+            case ["series", series, "metadata"]:
+                return self.metadata.get(series, [])
             case ["series", series, "instances"]:
                 return [i for i in self.instances.values() if i["ParentSeries"] == series]
             case ["studies", _]:
@@ -81,7 +87,7 @@ def archive() -> Archive:
 
 def announce(ledger: Ledger, *models: str) -> None:
     for name in models or ("ct-tissue",):
-        WorkLedger(ledger, "w1").announce(name, "1.0.0", "d" * 64, "card")
+        WorkerLedger(ledger, "w1").announce(name, "1.0.0", "d" * 64, "card")
 
 
 def states(ledger: Ledger) -> list[tuple[str, int]]:
@@ -189,10 +195,11 @@ def test_our_own_result_starts_nothing_even_where_a_route_takes_it(
     intake = Intake(archive, IntakeLedger(ledger), settings(*routes))
     archive.add("7", "1.7.1")
     intake.tick()
-    work = WorkLedger(ledger, "w1")
-    claim = work.claim("default", ["d" * 64], 60)
+    work = WorkLedger(ledger, "w1", Limits())
+    claim = work.claim("default", ["d" * 64])
     assert claim is not None
-    work.will_store(claim, role="SEG", instance_uid="1.8.1", series_uid="1.8", data=b"")
+    seg = ResultObject(role="SEG", instance_uid="1.8.1", series_uid="1.8", data=b"")
+    work.made(claim, [seg], Findings(), "i" * 64)
     archive.add("8", "1.8.1", Modality="SEG")
     intake.tick()
     assert states(ledger) == [("running", 1)]
@@ -207,7 +214,7 @@ def test_a_route_waits_until_a_worker_has_its_model(archive: Archive, ledger: Le
     assert states(ledger) == []
     assert reasons(ledger) == {"any CT": "waits: no worker has announced the model"}
     announce(ledger)
-    intake.tick()
+    Intake(archive, IntakeLedger(ledger), settings()).tick()
     assert states(ledger) == [("queued", 1)]
 
 
@@ -219,7 +226,7 @@ def test_an_absent_model_holds_no_other_route(archive: Archive, ledger: Ledger) 
     intake.tick()
     assert [job.model for job in LedgerView(ledger).jobs()] == ["ct-tissue"]
     announce(ledger, "ct-liver")
-    intake.tick()
+    Intake(archive, IntakeLedger(ledger), settings(*routes)).tick()
     assert {job.model for job in LedgerView(ledger).jobs()} == {"ct-tissue", "ct-liver"}
 
 
@@ -242,3 +249,71 @@ def test_a_series_that_was_deleted_meanwhile_is_dropped(archive: Archive, ledger
     IntakeLedger(ledger).note(archive.id, 1, ["gone"])
     intake.tick()
     assert IntakeLedger(ledger).quiet(archive.id, 0) == []
+
+
+def test_series_whose_changes_were_deleted_are_found_at_the_next_start(
+    archive: Archive, ledger: Ledger
+) -> None:
+    announce(ledger)
+    Intake(archive, IntakeLedger(ledger), settings()).tick()
+    archive.add("7", "1.7.1")
+    archive.add("8", "1.8.1")
+    archive.log = [{"ChangeType": "Deleted", "ID": "x", "Seq": n} for n in range(2)]
+    Intake(archive, IntakeLedger(ledger), settings()).tick()
+    assert states(ledger) == [("queued", 1), ("queued", 1)]
+
+
+def test_an_instance_whose_change_was_deleted_is_found_at_the_next_start(
+    archive: Archive, ledger: Ledger
+) -> None:
+    announce(ledger)
+    archive.add("7", "1.7.1")
+    Intake(archive, IntakeLedger(ledger), settings()).tick()
+    archive.add("7", "1.7.2")
+    archive.log[-1] = {"ChangeType": "Deleted", "ID": "x", "Seq": 2}
+    Intake(archive, IntakeLedger(ledger), settings()).tick()
+    assert sorted(states(ledger)) == [("queued", 2), ("superseded", 1)]
+
+
+@pytest.mark.parametrize(
+    ("tags", "metadata", "reason"),
+    [
+        ({"ImageType": "DERIVED\\SECONDARY\\AXIAL"}, [], "Image Type says SECONDARY"),
+        ({"ImageType": "DERIVED\\PRIMARY\\AXIAL\\CT_SOM5 MIP"}, [], "says CT_SOM5 MIP"),
+        ({"ImageType": "DERIVED\\PRIMARY\\MPR"}, [], "says MPR"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, [], "Secondary Capture"),
+        ({}, ["LastUpdate", "AnonymizedFrom"], "copy made in Orthanc"),
+        ({}, ["ModifiedFrom"], "copy made in Orthanc"),
+    ],
+    ids=["secondary", "mip", "mpr", "capture", "anonymised", "modified"],
+)
+def test_what_was_made_from_other_images_starts_nothing_by_itself(
+    archive: Archive,
+    ledger: Ledger,
+    tags: dict[str, str],
+    metadata: list[str],
+    reason: str,
+) -> None:
+    announce(ledger)
+    archive.add("7", "1.7.1", **tags)
+    archive.metadata["7"] = metadata
+    plain = Route(name="plain", model="ct-tissue", modality="CT")
+    Intake(archive, IntakeLedger(ledger), settings(plain)).tick()
+    assert states(ledger) == []
+    assert reason in reasons(ledger)["plain"]
+
+
+def test_a_route_may_ask_for_derived_series_and_copies(archive: Archive, ledger: Ledger) -> None:
+    announce(ledger)
+    archive.add("7", "1.7.1", ImageType="DERIVED\\SECONDARY")
+    archive.metadata["7"] = ["ModifiedFrom"]
+    all_of_them = Route(name="all", model="ct-tissue", modality="CT", derived=True, copies=True)
+    Intake(archive, IntakeLedger(ledger), settings(all_of_them)).tick()
+    assert states(ledger) == [("queued", 1)]
+
+
+def test_what_a_scanner_derived_itself_is_taken(archive: Archive, ledger: Ledger) -> None:
+    announce(ledger)
+    archive.add("7", "1.7.1", ImageType="DERIVED\\PRIMARY\\AXIAL")
+    Intake(archive, IntakeLedger(ledger), settings()).tick()
+    assert states(ledger) == [("queued", 1)]

@@ -19,10 +19,13 @@ from segnode_cli.servers import program
 from segnode_cli.show import console, say
 from segnode_cli.supervise import check_programs
 from segnode_contract.errors import SegnodeError, SetupError
-from segnode_contract.ledger import IntakeLedger, Ledger
+from segnode_contract.ledger import Ledger, LedgerView
 from segnode_contract.settings import load_settings
 from segnode_models.registry import builtin_cards
 from segnode_worker.archive import trust_in
+
+_SILENT_S = 60.0
+"""A worker speaks more often than this."""
 
 Check = Callable[[], str]
 
@@ -172,8 +175,13 @@ def _processes(data: Path) -> str:
 
 def _worker(known: dict[str, str]) -> str:
     ledger = Ledger.open(known["SEGNODE_LEDGER_URL"])
-    models = IntakeLedger(ledger).models()
+    view = LedgerView(ledger)
+    workers, now = view.workers(), view.now()
     ledger.close()
-    if not models:
-        raise SetupError("No worker has announced a model; see worker.log in the logs folder.")
-    return f"announced {', '.join(sorted(models))}"
+    alive = [worker for worker in workers if now - worker.seen_at < _SILENT_S]
+    if not alive:
+        raise SetupError("No worker says that it lives; segnode up starts one.")
+    for worker in alive:
+        if worker.state != "ready":
+            raise SetupError(f"Worker {worker.name} takes no jobs: {worker.detail}; make room.")
+    return f"{len(alive)} ready"

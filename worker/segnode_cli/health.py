@@ -10,7 +10,7 @@ import redis
 
 from segnode_cli.node import Node
 from segnode_contract.errors import SegnodeError
-from segnode_contract.ledger import IntakeLedger, Ledger
+from segnode_contract.ledger import Ledger, LedgerView
 from segnode_worker.archive import trust_in
 
 
@@ -39,15 +39,14 @@ def pages_answer(node: Node) -> bool:
         return False
 
 
-def models_announced(node: Node, since: float) -> bool:
-    """Return whether a worker has announced its models after `since` (Unix seconds)."""
+def worker_answers(node: Node, since: float) -> bool:
+    """Return whether a worker that started after `since` (Unix seconds) has told its models."""
     try:
         ledger = Ledger.open(node.environment()["SEGNODE_LEDGER_URL"])
         try:
-            models = IntakeLedger(ledger).models()
+            workers = LedgerView(ledger).workers()
         finally:
             ledger.close()
     except SegnodeError:
         return False
-    # one that this installation no longer has is not announced again
-    return any(model.announced_at >= since - 1 for model in models.values())
+    return any(worker.started_at >= since - 1 for worker in workers)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,15 +13,23 @@ from pathlib import Path
 from rich.table import Table
 
 from segnode_cli.node import read_environment
-from segnode_cli.show import console
+from segnode_cli.show import console, say
 from segnode_contract.errors import SetupError
-from segnode_contract.ledger import Ledger, LedgerView
+from segnode_contract.ledger import ActLedger, Ledger, LedgerView
+from segnode_contract.ledger.acts import RETRIED
 from segnode_models.registry import builtin_cards
 
 
 @contextmanager
 def view_of(data: Path) -> Iterator[LedgerView]:
-    """Open the ledger of the node in `data`, reading.
+    """Open the ledger of the node in `data`, reading; raises as `ledger_of`."""
+    with ledger_of(data) as ledger:
+        yield LedgerView(ledger)
+
+
+@contextmanager
+def ledger_of(data: Path) -> Iterator[Ledger]:
+    """Open the ledger of the node in `data`.
 
     Raises
     ------
@@ -32,7 +41,7 @@ def view_of(data: Path) -> Iterator[LedgerView]:
         raise SetupError(f"There is no node in {data}; start one with `segnode up`, or say --data.")
     ledger = Ledger.open(url)
     try:
-        yield LedgerView(ledger)
+        yield ledger
     finally:
         ledger.close()
 
@@ -81,6 +90,34 @@ def show_job(data: Path, key: str, as_json: bool) -> None:
     for event in job.events:
         at = datetime.fromtimestamp(event.at, UTC).strftime("%H:%M:%S")
         console.print(f"{at} {event.kind} by {event.actor} {event.detail}", markup=False)
+
+
+def retry_jobs(data: Path, keys: Sequence[str]) -> None:
+    """Queue jobs that ended without a result again; who asked is recorded.
+
+    Raises
+    ------
+    SetupError
+        If a key begins no single job, or that of one that has not failed; none is retried then.
+    """
+    with ledger_of(data) as ledger:
+        view, acts = LedgerView(ledger), ActLedger(ledger)
+        whole = [_retryable(view, key) for key in keys]
+        for key in whole:
+            acts.retry(key, f"command line, {getpass.getuser()}")
+            say(f"job {key[:12]} is queued again")
+
+
+def _retryable(view: LedgerView, key: str) -> str:
+    job = view.job(key)
+    if job is None:
+        raise SetupError(f"No single job's key begins with '{key}'; see `segnode jobs`.")
+    if job.row.state not in RETRIED:
+        raise SetupError(
+            f"Job {job.row.key[:12]} is {job.row.state}; only jobs that are "
+            f"{', '.join(RETRIED)} are retried."
+        )
+    return job.row.key
 
 
 def print_models(as_json: bool) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from segnode_cli.demo import run_demo, run_node
 from segnode_cli.doctor import examine
-from segnode_cli.jobs import print_jobs, print_models, show_job
+from segnode_cli.jobs import print_jobs, print_models, retry_jobs, show_job
 from segnode_cli.node import CONFIG
 from segnode_cli.segment import segment_folder
 from segnode_cli.send import parse_peer, send_paths
@@ -103,6 +103,12 @@ def jobs(data: DataOption = DATA, as_json: JsonOption = False) -> None:
 def job(key: str, data: DataOption = DATA, as_json: JsonOption = False) -> None:
     """Show one job; the first 8 or more digits of its key are enough."""
     show_job(data, key, as_json)
+
+
+@app.command()
+def retry(keys: list[str], data: DataOption = DATA) -> None:
+    """Queue jobs again that failed or are dead."""
+    retry_jobs(data, keys)
 
 
 @models.command("list")

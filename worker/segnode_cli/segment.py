@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from segnode_cli.show import say
@@ -13,12 +13,12 @@ from segnode_contract.errors import SetupError, UnknownModel
 from segnode_contract.identity import job_key
 from segnode_contract.job import Stage
 from segnode_models.registry import builtin_cards
+from segnode_worker.archive import result_uids
 from segnode_worker.folder import FolderArchive
 from segnode_worker.model_client import ModelProcess
 from segnode_worker.model_service import ModelService
 from segnode_worker.pipeline import make_result, series_number
 from segnode_worker.segmentation import ResultIdentity
-from segnode_worker.stack import stack_series
 
 NODE = "segnode-files"
 
@@ -39,10 +39,9 @@ def segment_folder(path: Path, model: str, out: Path) -> str:
     archive = FolderArchive(path, out)
     study_uid, series_uid = _the_series(archive, card, path)
     files = archive.fetch_series(study_uid, series_uid)
-    instance_uids = [s.SOPInstanceUID for s in stack_series(files).sources]
     key = job_key(
         series_uids=[series_uid],
-        instance_uids=instance_uids,
+        instance_uids=[result_uids(data)[1] for data in files],
         model=card.name,
         model_digest=digest,
         parameters={},
@@ -61,12 +60,13 @@ def segment_folder(path: Path, model: str, out: Path) -> str:
                 node_id=NODE,
                 series_number=series_number(card.name),
             ),
-            made_at=datetime.now(UTC),
+            made_at=datetime.now().astimezone(),
             stage=_told,
         )
     finally:
         service.stop()
-    archive.store(study_uid, made.data)
+    for each in made.objects:
+        archive.store(study_uid, each.data)
     for withheld in made.findings.withheld:
         say(f"segment {withheld.segment} is left out: {withheld.reason}")
     return str(out)

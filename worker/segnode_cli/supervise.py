@@ -17,7 +17,7 @@ from xmlrpc.client import ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from segnode_cli.health import models_announced, pages_answer, redis_answers
+from segnode_cli.health import pages_answer, redis_answers, worker_answers
 from segnode_cli.node import Node, keep
 from segnode_cli.servers import program, write_settings
 from segnode_contract.errors import SetupError
@@ -117,7 +117,7 @@ def running(node: Node, workers: int, say: Callable[[str], None]) -> Iterator[Su
             say("starting the worker and its model process")
             started = time.time()
             supervised.start("worker")
-            supervised.await_answer("worker", lambda: models_announced(node, started))
+            supervised.await_answer("worker", lambda: worker_answers(node, started))
             yield supervised
 
 

@@ -216,11 +216,16 @@ def confirm(archive: Archive, study_uid: str, data: bytes) -> None:
     kept = archive.fetch_instance(study_uid, series_uid, instance_uid)
     if kept is None:
         raise ArchiveUnavailable(f"The archive does not have the result {instance_uid} (yet).")
-    if kept != data and not _same_content(kept, data):
-        raise UidCollision(
-            f"The archive holds other content under the UID {instance_uid} of this result, and "
-            "keeps it; see where it came from, and delete it there if it is wrong."
-        )
+    if not same_content(kept, data):
+        raise collision(instance_uid)
+
+
+def collision(instance_uid: str) -> UidCollision:
+    """Return the error for an object of the archive that has our UID and is not ours."""
+    return UidCollision(
+        f"The archive holds other content under the UID {instance_uid} of this result, and "
+        "keeps it; see where it came from, and delete it there if it is wrong."
+    )
 
 
 def result_uids(data: bytes) -> tuple[str, str]:
@@ -230,7 +235,10 @@ def result_uids(data: bytes) -> tuple[str, str]:
     return str(head.SeriesInstanceUID), str(head.SOPInstanceUID)
 
 
-def _same_content(kept: bytes, sent: bytes) -> bool:
+def same_content(kept: bytes, sent: bytes) -> bool:
+    """Return whether two Part 10 files hold the same: an archive may write an object anew."""
+    if kept == sent:
+        return True
     with warnings.catch_warnings():
         # pydicom's warnings quote values, which may be a patient's
         warnings.simplefilter("ignore")

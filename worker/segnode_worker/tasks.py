@@ -5,11 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import socket
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +14,25 @@ from celery.signals import (
     worker_init,
     worker_process_init,
     worker_shutdown,
+    worker_shutting_down,
 )
 
-from segnode_contract.errors import PermanentError, SegnodeError
+from segnode_contract.errors import MemoryExhausted, PermanentError, SegnodeError
 from segnode_contract.events import log_events
 from segnode_contract.job import Claim
-from segnode_contract.ledger import Ledger, WorkLedger
+from segnode_contract.ledger import LeaseLedger, Ledger, WorkerLedger, WorkLedger
 from segnode_contract.ledger.work import LeaseLost
 from segnode_contract.ring import TASK
-from segnode_contract.settings import Settings, load_connections, load_settings
+from segnode_contract.settings import Connections, Settings, load_connections, load_settings
 from segnode_worker.app import app
 from segnode_worker.archive import Archive, DicomWebArchive
+from segnode_worker.heart import beating
 from segnode_worker.model_client import ModelProcess
 from segnode_worker.model_service import ModelService
+from segnode_worker.owner import child_name, end_with_parent, worker_name
 from segnode_worker.pipeline import run_job
+from segnode_worker.spool import Spool
+from segnode_worker.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +45,19 @@ class Tools:
     work: WorkLedger
     archive: Archive
     models: ModelProcess
+    spool: Spool
 
 
-_service: ModelService | None = None  # the parent's; children inherit its address and channel
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """What Celery's parent looks after; children inherit the model service's address."""
+
+    service: ModelService
+    watch: Watch
+    ledger: Ledger
+
+
+_parent: Parent | None = None
 _tools: Tools | None = None
 
 
@@ -54,41 +65,67 @@ def _log(**_: object) -> None:
     log_events()
 
 
-def _start_service(**_: object) -> None:
+def _start_parent(**_: object) -> None:
     """In Celery's parent, before it forks: the model process, and what models it has."""
-    global _service  # noqa: PLW0603 # one per worker, by Celery's way of signals
-    connections = load_connections(os.environ)
+    global _parent  # noqa: PLW0603 # one per worker, by Celery's way of signals
+    connections, settings = _settings()
+    spool = Spool(connections.data / "spool")
+    spool.prepare()
     ledger = Ledger.open(connections.ledger_url)
-    _service = ModelService()
-    _service.start()
-    work = WorkLedger(ledger, _worker_name())
-    for model in ModelProcess(_service.address, _service.kill).models():
-        work.announce(model.card.name, model.card.version, model.digest, model.card.source)
-        log.info("model announced", extra={"model": model.card.name, "digest": model.digest[:12]})
-    ledger.close()
+    service = ModelService()
+    service.start()
+    models = ModelProcess(service.address, service.kill).models()
+    for model in models:
+        log.info("model found", extra={"model": model.card.name, "digest": model.digest[:12]})
+    watch = Watch(
+        worker=WorkerLedger(ledger, worker_name(os.getpid())),
+        leases=LeaseLedger(ledger, settings.limits),
+        spool=spool,
+        models=models,
+        limits=settings.limits,
+        end=service.stop,
+    )
+    watch.start()
+    _parent = Parent(service=service, watch=watch, ledger=ledger)
 
 
-def _stop_service(**_: object) -> None:
-    if _service is not None:
-        _service.stop()
+def _stop_in_time(**_: object) -> None:
+    """In the parent, at SIGTERM: Celery itself waits for jobs at hand as long as they take."""
+    if _parent is not None:
+        _parent.watch.give_up_later()
+
+
+def _stop_parent(**_: object) -> None:
+    if _parent is not None:
+        _parent.watch.stop()
+        _parent.service.stop()
+        _parent.ledger.close()
 
 
 def _make_tools(**_: object) -> None:
     """In each child, after fork."""
     global _tools  # noqa: PLW0603 # one per child, by Celery's way of signals
-    assert _service is not None  # noqa: S101 # worker_init came first
-    connections = load_connections(os.environ)
+    assert _parent is not None  # noqa: S101 # worker_init came first
+    end_with_parent()
+    connections, settings = _settings()
+    service = _parent.service
+    ledger = Ledger.open(connections.ledger_url)
     _tools = Tools(
-        settings=load_settings(Path(os.environ["SEGNODE_CONFIG"])),
-        work=WorkLedger(Ledger.open(connections.ledger_url), _worker_name()),
+        settings=settings,
+        work=WorkLedger(ledger, child_name(), settings.limits),
         archive=DicomWebArchive(
             connections.archive_url,
             connections.archive_user,
             connections.archive_password,
-            certificate=os.environ.get("SEGNODE_ARCHIVE_CERTIFICATE", ""),
+            certificate=connections.archive_certificate,
         ),
-        models=ModelProcess(_service.address, _service.kill),
+        models=ModelProcess(service.address, service.kill),
+        spool=Spool(connections.data / "spool"),
     )
+
+
+def _settings() -> tuple[Connections, Settings]:
+    return load_connections(os.environ), load_settings(Path(os.environ["SEGNODE_CONFIG"]))
 
 
 @app.task(name=TASK)  # type: ignore[untyped-decorator] # Celery has no types
@@ -96,24 +133,39 @@ def ring(lane: str) -> None:
     """Take the best job of `lane`, if there is one, and run it to its end."""
     tools = _tools
     assert tools is not None  # noqa: S101 # worker_process_init came first
+    if tools.spool.free_mb() < tools.settings.limits.free_mb:
+        return  # the parent says so in the ledger, and the ring comes again
     digests = [model.digest for model in tools.models.models()]
-    lease_s = tools.settings.limits.lease_s
-    claim = tools.work.claim(lane, digests, lease_s)
+    claim = tools.work.claim(lane, digests)
     if claim is None:
         return
-    with _heartbeat(tools.work, claim, lease_s):
+    limits = tools.settings.limits
+    with beating(tools.work, claim, limits, lambda error: _failed(tools, claim, error)):
         _run(tools, claim)
 
 
 def _run(tools: Tools, claim: Claim) -> None:
     try:
-        made = run_job(claim, tools.archive, tools.models, tools.work, tools.settings.node.name)
-        tools.work.done(claim, made.findings, _peak_mb())
+        run_job(
+            claim,
+            tools.archive,
+            tools.models,
+            tools.work,
+            tools.spool,
+            tools.settings.node.name,
+        )
+        tools.work.done(claim, _peak_mb())
         log.info("job done", extra={"job_key": claim.key})
     except LeaseLost as error:
         log.warning(error.sentence)
     except SegnodeError as error:
         _failed(tools, claim, error)
+    except MemoryError:
+        sentence = (
+            f"There was not enough memory for {claim.instance_count} images; give the worker more, "
+            "or fewer children."
+        )
+        _failed(tools, claim, MemoryExhausted(sentence))
     except Exception as error:  # a fault of ours must not leave the job running
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
@@ -125,42 +177,17 @@ def _run(tools: Tools, claim: Claim) -> None:
 def _failed(tools: Tools, claim: Claim, error: SegnodeError) -> None:
     log.warning("job failed", extra={"job_key": claim.key, "code": error.code})
     try:
-        tools.work.failed(claim, error, _peak_mb(), tools.settings.limits.deliveries)
+        tools.work.failed(claim, error, _peak_mb())
     except LeaseLost as lost:
         log.warning(lost.sentence)
-
-
-@contextmanager
-def _heartbeat(work: WorkLedger, claim: Claim, lease_s: float) -> Iterator[None]:
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(lease_s / 3):
-            try:
-                work.heartbeat(claim, lease_s)
-            except LeaseLost:
-                return
-            except SegnodeError as error:
-                log.warning(error.sentence)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def _worker_name() -> str:
-    return f"{socket.gethostname()}:{os.getppid()}"
-
-
 setup_logging.connect(_log)
-worker_init.connect(_start_service)
-worker_shutdown.connect(_stop_service)
+worker_init.connect(_start_parent)
+worker_shutting_down.connect(_stop_in_time)
+worker_shutdown.connect(_stop_parent)
 worker_process_init.connect(_make_tools)

@@ -1,13 +1,26 @@
 """The ledger: jobs and their history, in SQLite or PostgreSQL.
 
 Each side has its own door: `IntakeLedger` and `OutboxLedger` in the plugin, `WorkLedger` in a
-worker child, `LedgerView` for pages and commands.
+worker child, `WorkerLedger` in its parent, `LeaseLedger` in both, `ActLedger` and `LedgerView` for
+commands and pages.
 """
 
+from segnode_contract.ledger.acts import ActLedger
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.intake import IntakeLedger
+from segnode_contract.ledger.leases import LeaseLedger
 from segnode_contract.ledger.outbox import OutboxLedger
 from segnode_contract.ledger.view import LedgerView
 from segnode_contract.ledger.work import WorkLedger
+from segnode_contract.ledger.worker import WorkerLedger
 
-__all__ = ["IntakeLedger", "Ledger", "LedgerView", "OutboxLedger", "WorkLedger"]
+__all__ = [
+    "ActLedger",
+    "IntakeLedger",
+    "LeaseLedger",
+    "Ledger",
+    "LedgerView",
+    "OutboxLedger",
+    "WorkLedger",
+    "WorkerLedger",
+]

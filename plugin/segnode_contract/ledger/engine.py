@@ -62,7 +62,7 @@ class Ledger:
             )
         return ledger
 
-    def migrate(self) -> None:
+    def migrate(self, to: str = "head") -> None:
         """Bring the schema up to date, one process at a time.
 
         Raises
@@ -83,7 +83,7 @@ class Ledger:
                     "it was made by a newer segnode: use that one."
                 )
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, to)
 
     def schema_version(self) -> str | None:
         """Return the Alembic revision of the database, None when it is empty."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, or_, select, update
+from sqlalchemy import Connection, Table, and_, case, exists, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from segnode_contract.job import OPEN_STATES, JobState, NewJob
@@ -83,13 +83,7 @@ class IntakeLedger:
                 {"archive_id": archive_id},
                 {"last_change": last_change, "seen_at": now_s()},
             )
-            for orthanc_id in series:
-                _upsert(
-                    connection,
-                    schema.series,
-                    {"archive_id": archive_id, "orthanc_id": orthanc_id},
-                    {"last_instance_at": now_s(), "decided_at": None},
-                )
+            _touch(connection, archive_id, series)
 
     def quiet(self, archive_id: str, quiet_s: float) -> list[QuietSeries]:
         """Return undecided series whose last instance is at least `quiet_s` seconds old."""
@@ -106,6 +100,33 @@ class IntakeLedger:
             )
             return [QuietSeries(orthanc_id=row[0], last_instance_at=row[1]) for row in rows]
 
+    def unlisted(self, archive_id: str, series: Iterable[str]) -> list[str]:
+        """Return those of `series` (Orthanc ids) that were never noted."""
+        table = schema.series
+        with self._ledger.read() as connection:
+            known = connection.scalars(
+                select(table.c.orthanc_id).where(table.c.archive_id == archive_id)
+            )
+            return sorted(set(series) - set(known))
+
+    def recent(self, archive_id: str, since_s: float) -> dict[str, int]:
+        """Return the number of instances with which recent series were decided, by Orthanc id."""
+        table = schema.series
+        with self._ledger.read() as connection:
+            rows = connection.execute(
+                select(table.c.orthanc_id, table.c.instance_count).where(
+                    table.c.archive_id == archive_id,
+                    table.c.decided_at.is_not(None),
+                    table.c.last_instance_at >= now_s() - since_s,
+                )
+            )
+            return {row[0]: row[1] for row in rows}
+
+    def touch(self, archive_id: str, series: Iterable[str]) -> None:
+        """Have series (Orthanc ids) decided after a quiet period, as if an image had come."""
+        with self._ledger.write() as connection:
+            _touch(connection, archive_id, series)
+
     def own_series(self, series_uid: str) -> bool:
         """Return whether the series is a result of ours."""
         with self._ledger.read() as connection:
@@ -117,9 +138,10 @@ class IntakeLedger:
     def decide(self, archive_id: str, decision: Decision) -> list[str]:
         """Store a decision, its jobs and their rings in one transaction.
 
-        A job that exists already is left as it is. An older job of the same series and model is
-        superseded. Where an instance came since, the decision is dropped: the series is asked
-        again after its quiet period.
+        A job that exists already is left as it is, unless it was superseded and its content is
+        back, or the series lies in another archive now. Every other job of the same series and
+        model is superseded. Where an instance came since, the decision is dropped: the series is
+        asked again after its quiet period.
 
         Returns
         -------
@@ -157,11 +179,17 @@ class IntakeLedger:
                 )
             )
 
-    def models(self) -> dict[str, AnnouncedModel]:
-        """Return the newest announcement of each model, by name."""
+    def models(self, silent_s: float) -> dict[str, AnnouncedModel]:
+        """Return each model by name, in the version that came last.
+
+        Versions that no worker announced for `silent_s` seconds count only where there is no other.
+        """
         table = schema.model
+        alive = case((table.c.announced_at >= now_s() - silent_s, 1), else_=0)
         with self._ledger.read() as connection:
-            rows = connection.execute(select(table).order_by(table.c.announced_at)).all()
+            rows = connection.execute(
+                select(table).order_by(alive, table.c.first_announced_at, table.c.digest)
+            ).all()
         return {
             row.name: AnnouncedModel(
                 name=row.name,
@@ -173,42 +201,123 @@ class IntakeLedger:
             for row in rows
         }
 
+    def replace_stranded(self, archive_id: str, silent_s: float) -> list[str]:
+        """Supersede queued jobs whose model version is gone while another one is there.
+
+        Their series are decided again, so that an upgrade loses no job.
+
+        Returns
+        -------
+        list of str
+            Keys of the jobs.
+        """
+        job, model, series = schema.job, schema.model, schema.series
+        alive = and_(model.c.name == job.c.model, model.c.announced_at >= now_s() - silent_s)
+        stranded = select(job.c.key, job.c.series_uids).where(
+            job.c.archive_id == archive_id,
+            job.c.state == JobState.QUEUED,
+            exists().where(alive),
+            ~exists().where(alive, model.c.digest == job.c.model_digest),
+        )
+        with self._ledger.read() as connection:
+            if connection.execute(stranded.limit(1)).first() is None:
+                return []
+        with self._ledger.write() as connection:
+            rows = connection.execute(stranded.with_for_update()).all()
+            for key, series_uids in rows:
+                _supersede(connection, key, "no worker has this version of the model any more")
+                connection.execute(
+                    update(series)
+                    .where(
+                        series.c.archive_id == archive_id,
+                        series.c.series_uid.in_(series_uids.split("\\")),
+                    )
+                    .values(decided_at=None)
+                )
+            return [key for key, _ in rows]
+
+
+def _touch(connection: Connection, archive_id: str, series: Iterable[str]) -> None:
+    for orthanc_id in series:
+        _upsert(
+            connection,
+            schema.series,
+            {"archive_id": archive_id, "orthanc_id": orthanc_id},
+            {"last_instance_at": now_s(), "decided_at": None},
+        )
+
 
 def _queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
+    """Make a job, or bring back one that is there; return whether anything is to do."""
     table = schema.job
-    if connection.scalar(select(table.c.key).where(table.c.key == job.key)) is not None:
+    known = connection.execute(
+        select(table.c.state, table.c.archive_id).where(table.c.key == job.key)
+    ).first()
+    moved = known is not None and known.archive_id != archive_id
+    if known is not None and known.state != JobState.SUPERSEDED and not moved:
         return False
     joined = "\\".join(sorted(job.series_uids))  # DICOM's own separator of values
-    values = asdict(job) | {
-        "archive_id": archive_id,
-        "series_uids": joined,
-        "state": JobState.QUEUED,
-        "not_before": now_s(),
-        "attempts": 0,
-        "deliveries": 0,
-        "lease_epoch": 0,
-        "created_at": now_s(),
-        "updated_at": now_s(),
-    }
-    older = and_(
-        table.c.series_uids == joined,
-        table.c.model == job.model,
-        table.c.archive_id == archive_id,
-        or_(table.c.state == JobState.DONE, table.c.state.in_(OPEN_STATES)),
-    )
-    for key in connection.scalars(select(table.c.key).where(older)).all():
+    _supersede_others(connection, archive_id, job, joined)
+    if known is not None and not moved and _has_result(connection, job.key):
         connection.execute(
             update(table)
-            .where(table.c.key == key)
-            .values(state=JobState.SUPERSEDED, updated_at=now_s())
+            .where(table.c.key == job.key)
+            .values(state=JobState.DONE, updated_at=now_s())
         )
-        record(connection, key, "intake", "superseded", f"by job {job.key}")
-    connection.execute(table.insert().values(values))
+        record(connection, job.key, "intake", "done", "its content is back, its result holds again")
+        return False
+    fresh = {
+        "archive_id": archive_id,
+        "state": JobState.QUEUED,
+        "not_before": now_s(),
+        "tried_since": now_s(),
+        "attempts": 0,
+        "deliveries": 0,
+        "updated_at": now_s(),
+        "error_code": None,
+        "error_sentence": None,
+        "error_stage": None,
+    }
+    if known is None:
+        made = {"series_uids": joined, "lease_epoch": 0, "created_at": now_s()}
+        connection.execute(table.insert().values(asdict(job) | made | fresh))
+    else:
+        connection.execute(update(table).where(table.c.key == job.key).values(fresh))
     connection.execute(
         schema.outbox.insert().values(job_key=job.key, lane=job.lane, due_at=now_s())
     )
     record(connection, job.key, "intake", "queued", f"route {job.route}")
     return True
+
+
+def _has_result(connection: Connection, key: str) -> bool:
+    result = schema.result
+    objects, confirmed = connection.execute(
+        select(func.count(), func.count(result.c.confirmed_at)).where(result.c.job_key == key)
+    ).one()
+    return bool(objects) and objects == confirmed
+
+
+def _supersede_others(connection: Connection, archive_id: str, job: NewJob, joined: str) -> None:
+    table = schema.job
+    others = and_(
+        table.c.key != job.key,
+        table.c.series_uids == joined,
+        table.c.model == job.model,
+        table.c.archive_id == archive_id,
+        or_(table.c.state == JobState.DONE, table.c.state.in_(OPEN_STATES)),
+    )
+    for key in connection.scalars(select(table.c.key).where(others)).all():
+        _supersede(connection, key, f"by job {job.key}")
+
+
+def _supersede(connection: Connection, key: str, why: str) -> None:
+    connection.execute(
+        update(schema.job)
+        .where(schema.job.c.key == key)
+        .values(state=JobState.SUPERSEDED, updated_at=now_s())
+    )
+    record(connection, key, "intake", "superseded", why)
 
 
 def _upsert(

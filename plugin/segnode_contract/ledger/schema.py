@@ -53,7 +53,18 @@ model = Table(
     Column("version", String(32), nullable=False),
     Column("card", Text, nullable=False),
     Column("worker", String(128), nullable=False),
+    Column("first_announced_at", Double, nullable=False),
     Column("announced_at", Double, nullable=False),
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("seen_at", Double, nullable=False),
 )
 
 job = Table(
@@ -73,6 +84,7 @@ job = Table(
     Column("model_digest", _KEY, nullable=False),
     Column("lane", String(64), nullable=False),
     Column("state", String(16), nullable=False),
+    Column("tried_since", Double, nullable=False),
     Column("not_before", Double, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("deliveries", Integer, nullable=False),

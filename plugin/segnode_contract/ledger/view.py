@@ -112,6 +112,18 @@ class SeriesRow:
     verdicts: tuple[dict[str, Any], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRow:
+    """A worker, as it last said of itself."""
+
+    name: str
+    state: str
+    """``ready``, or ``no-space``: it takes no jobs."""
+    detail: str
+    started_at: float
+    seen_at: float
+
+
 class LedgerView:
     """Reading only."""
 
@@ -126,6 +138,13 @@ class LedgerView:
     def schema_version(self) -> str | None:
         """Return the revision of the ledger's schema, None when it is empty."""
         return self._ledger.schema_version()
+
+    def workers(self) -> list[WorkerRow]:
+        """Return the workers of the last day, those seen last first."""
+        table = schema.worker
+        with self._ledger.read() as connection:
+            rows = connection.execute(select(table).order_by(table.c.seen_at.desc())).all()
+        return [WorkerRow(**row._asdict()) for row in rows]
 
     def jobs(
         self,

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
-from segnode_contract.errors import ModelProcessDied, SegnodeError, TransientError
+from segnode_contract.errors import ModelProcessDied, OutOfMemory, SegnodeError, TransientError
 from segnode_contract.findings import Findings
-from segnode_contract.job import Claim, JobState, Stage
+from segnode_contract.job import Claim, JobState, ResultObject, Stage
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
-
-BACK_OFF_S = (5, 15, 45, 120, 300, 600, 900, 900)
-"""Waits after the first, second … transient failure; after the last the job is dead."""
+from segnode_contract.settings import Limits
 
 
 class LeaseLost(TransientError):
@@ -26,28 +25,27 @@ class LeaseLost(TransientError):
     code = "lease-lost"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownObject:
+    """An object of a job's result that an earlier run, or this one, recorded."""
+
+    role: str
+    instance_uid: str
+    series_uid: str
+    digest: str
+
+
 class WorkLedger:
     """What a worker child reads and writes; every write is fenced by the claim's epoch."""
 
-    def __init__(self, ledger: Ledger, worker: str) -> None:
+    def __init__(self, ledger: Ledger, worker: str, limits: Limits) -> None:
         self._ledger = ledger
         self.worker = worker
+        self._limits = limits
+        self.at_hand: tuple[Stage | None, float] = (None, 0.0)
+        """The stage that runs, and since when by `time.monotonic`."""
 
-    def announce(self, name: str, version: str, digest: str, card: str) -> None:
-        """Say that this worker has a model, so that routes can make jobs for it."""
-        values = {
-            "version": version,
-            "card": card,
-            "worker": self.worker,
-            "announced_at": now_s(),
-        }
-        table = schema.model
-        here = (table.c.name == name, table.c.digest == digest)
-        with self._ledger.write() as connection:
-            if connection.execute(update(table).where(*here).values(values)).rowcount == 0:
-                connection.execute(table.insert().values(name=name, digest=digest, **values))
-
-    def claim(self, lane: str, digests: Collection[str], lease_s: float) -> Claim | None:
+    def claim(self, lane: str, digests: Collection[str]) -> Claim | None:
         """Take the best job of `lane` that runs on one of the models `digests`, if there is one.
 
         The delivery is counted before any work, so that a job that takes its worker down is
@@ -77,7 +75,7 @@ class WorkLedger:
                     state=JobState.RUNNING,
                     lease_owner=self.worker,
                     lease_epoch=epoch,
-                    lease_until=now_s() + lease_s,
+                    lease_until=now_s() + self._limits.lease_s,
                     deliveries=row.deliveries + 1,
                     updated_at=now_s(),
                 )
@@ -101,6 +99,7 @@ class WorkLedger:
                 model=row.model,
                 model_digest=row.model_digest,
                 created_at=row.created_at,
+                thrifty=row.error_code == OutOfMemory.code,
             )
 
     def card(self, claim: Claim) -> str:
@@ -114,7 +113,7 @@ class WorkLedger:
             ).scalar_one()
         return card
 
-    def heartbeat(self, claim: Claim, lease_s: float) -> None:
+    def heartbeat(self, claim: Claim) -> None:
         """Extend the lease.
 
         Raises
@@ -123,7 +122,7 @@ class WorkLedger:
             If the job is no longer this claim's.
         """
         with self._ledger.write() as connection:
-            _fenced(connection, claim, lease_until=now_s() + lease_s)
+            _fenced(connection, claim, lease_until=now_s() + self._limits.lease_s)
 
     @contextmanager
     def stage(self, claim: Claim, stage: Stage) -> Iterator[None]:
@@ -136,7 +135,11 @@ class WorkLedger:
                 .values(run_id=claim.run_id, stage=stage, started_at=now_s())
                 .returning(table.c.id)
             )
-        yield
+        self.at_hand = (stage, time.monotonic())
+        try:
+            yield
+        finally:
+            self.at_hand = (None, 0.0)
         with self._ledger.write() as connection:
             connection.execute(
                 update(table)
@@ -144,30 +147,67 @@ class WorkLedger:
                 .values(seconds=now_s() - table.c.started_at)
             )
 
-    def input_digest(self, claim: Claim, digest: str) -> None:
-        """Record the digest of pixels and geometry that the run worked on."""
-        with self._ledger.write() as connection:
-            _fenced(connection, claim, input_digest=digest)
-
-    def will_store(
-        self, claim: Claim, *, role: str, instance_uid: str, series_uid: str, data: bytes
-    ) -> None:
-        """Record an object before it is stored, so that nothing of ours lies there unknown."""
+    def known(self, claim: Claim) -> list[KnownObject]:
+        """Return the objects that an earlier run made, in the order of their roles."""
         table = schema.result
-        values = {"digest": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        with self._ledger.read() as connection:
+            rows = connection.execute(
+                select(table).where(table.c.job_key == claim.key).order_by(table.c.role)
+            ).all()
+        return [
+            KnownObject(
+                role=row.role,
+                instance_uid=row.instance_uid,
+                series_uid=row.series_uid,
+                digest=row.digest,
+            )
+            for row in rows
+        ]
+
+    def made(
+        self,
+        claim: Claim,
+        objects: Sequence[ResultObject],
+        findings: Findings,
+        input_digest: str,
+    ) -> None:
+        """Record a whole result before any of it is stored.
+
+        So nothing of ours lies in the archive unknown, and a later run knows the bytes.
+
+        Parameters
+        ----------
+        input_digest
+            Of the pixels and the geometry that the run worked on.
+        """
+        table = schema.result
         with self._ledger.write() as connection:
-            _fenced(connection, claim)
-            here = table.c.instance_uid == instance_uid
-            if connection.execute(update(table).where(here).values(values)).rowcount == 0:
+            _fenced(connection, claim, input_digest=input_digest, findings=findings.to_json())
+            connection.execute(table.delete().where(table.c.job_key == claim.key))
+            for each in objects:
                 connection.execute(
                     table.insert().values(
-                        instance_uid=instance_uid,
+                        instance_uid=each.instance_uid,
                         job_key=claim.key,
-                        role=role,
-                        series_uid=series_uid,
-                        **values,
+                        role=each.role,
+                        series_uid=each.series_uid,
+                        digest=each.digest,
+                        bytes=len(each.data),
                     )
                 )
+
+    def adopted(self, claim: Claim, found: ResultObject) -> None:
+        """Record that the archive held the object already, in bytes of its own."""
+        with self._ledger.write() as connection:
+            _fenced(connection, claim)
+            connection.execute(
+                update(schema.result)
+                .where(schema.result.c.instance_uid == found.instance_uid)
+                .values(digest=found.digest, bytes=len(found.data), stored_at=now_s())
+            )
+            record(
+                connection, claim.key, self.worker, "adopted", f"{found.role} was in the archive"
+            )
 
     def stored(self, claim: Claim, instance_uid: str) -> None:
         """Record that the archive took an object."""
@@ -186,9 +226,21 @@ class WorkLedger:
                 .values({column: now_s()})
             )
 
-    def done(self, claim: Claim, findings: Findings, peak_mb: int) -> None:
-        """Close the run: every object of the job is confirmed."""
+    def done(self, claim: Claim, peak_mb: int) -> None:
+        """Close the run.
+
+        Raises
+        ------
+        RuntimeError
+            If an object of the job is not confirmed: a result is one set.
+        """
+        result = schema.result
+        ours = result.c.job_key == claim.key
         with self._ledger.write() as connection:
+            counts = select(func.count(), func.count(result.c.confirmed_at)).where(ours)
+            objects, confirmed = connection.execute(counts).one()
+            if not objects or confirmed < objects:
+                raise RuntimeError(f"{confirmed} of {objects} objects are confirmed")
             _fenced(
                 connection,
                 claim,
@@ -198,37 +250,38 @@ class WorkLedger:
                 error_code=None,
                 error_sentence=None,
                 error_stage=None,
-                findings=findings.to_json(),
             )
             _end_run(connection, claim, "done", None, peak_mb)
             record(connection, claim.key, self.worker, "done")
 
-    def failed(self, claim: Claim, error: SegnodeError, peak_mb: int, deliveries: int = 3) -> None:
+    def failed(self, claim: Claim, error: SegnodeError, peak_mb: int) -> None:
         """Close the run with an error: later again if that may help, else for good.
 
-        A job under which the model process died `deliveries` times is dead.
+        A job under which a model process died as often as `Limits.deliveries` says is dead, and
+        so is one that nothing but transient errors kept from its end for `Limits.give_up_h`.
         """
         job = schema.job
-        died = isinstance(error, ModelProcessDied)
         with self._ledger.write() as connection:
-            attempts, lane, delivered = connection.execute(
-                select(job.c.attempts, job.c.lane, job.c.deliveries).where(job.c.key == claim.key)
+            row = connection.execute(
+                select(
+                    job.c.attempts,
+                    job.c.lane,
+                    job.c.deliveries,
+                    (now_s() - job.c.tried_since).label("age_s"),
+                ).where(job.c.key == claim.key)
             ).one()
-            again = isinstance(error, TransientError) and attempts < len(BACK_OFF_S)
-            again = again and not (died and delivered >= deliveries)
-            wait = BACK_OFF_S[attempts] if again else 0
-            if again:
-                state = JobState.QUEUED
-            else:
-                state = JobState.DEAD if isinstance(error, TransientError) else JobState.FAILED
+            died = isinstance(error, ModelProcessDied)
+            state = self._after(error, row.deliveries, row.age_s)
+            again = state == JobState.QUEUED
+            wait_s = self._wait_s(error, row.attempts) if again else 0.0
             _fenced(
                 connection,
                 claim,
                 state=state,
-                attempts=attempts + 1,
+                attempts=row.attempts + 1,
                 # deliveries count deaths; a run that ended by itself takes its count back
                 deliveries=job.c.deliveries - (1 if again and not died else 0),
-                not_before=now_s() + wait,
+                not_before=now_s() + wait_s,
                 lease_owner=None,
                 lease_until=None,
                 error_code=error.code,
@@ -237,12 +290,24 @@ class WorkLedger:
             if again:
                 connection.execute(
                     schema.outbox.insert().values(
-                        job_key=claim.key, lane=lane, due_at=now_s() + wait
+                        job_key=claim.key, lane=row.lane, due_at=now_s() + wait_s
                     )
                 )
             _end_run(connection, claim, "failed", error.code, peak_mb)
-            again_text = f"; next try in {wait} s" if again else ""
+            again_text = f"; next try in {wait_s:g} s" if again else ""
             record(connection, claim.key, self.worker, str(state), error.code + again_text)
+
+    def _after(self, error: SegnodeError, deliveries: int, age_s: float) -> JobState:
+        if not isinstance(error, TransientError):
+            return JobState.FAILED
+        died = isinstance(error, ModelProcessDied) and deliveries >= self._limits.deliveries
+        return JobState.DEAD if died or age_s > self._limits.give_up_h * 3600 else JobState.QUEUED
+
+    def _wait_s(self, error: SegnodeError, attempts: int) -> float:
+        if isinstance(error, OutOfMemory):
+            return 0.0
+        waits = self._limits.back_off_s
+        return waits[min(attempts, len(waits) - 1)]
 
 
 def _fenced(connection: Connection, claim: Claim, **values: object) -> None:

@@ -1,0 +1,55 @@
+"""What people do to jobs; each act is recorded with who did it."""
+
+from __future__ import annotations
+
+from sqlalchemy import select, update
+
+from segnode_contract.job import JobState
+from segnode_contract.ledger import schema
+from segnode_contract.ledger.clock import now_s
+from segnode_contract.ledger.engine import Ledger
+from segnode_contract.ledger.events import record
+
+RETRIED = (JobState.FAILED, JobState.DEAD, JobState.CANCELLED)
+"""States out of which a job is tried again by an act only."""
+
+
+class ActLedger:
+    """What commands write."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def retry(self, key: str, actor: str) -> bool:
+        """Queue a job that ended without a result, as if it were new.
+
+        Returns
+        -------
+        bool
+            False where the job is in no such state.
+        """
+        job = schema.job
+        with self._ledger.write() as connection:
+            changed = connection.execute(
+                update(job)
+                .where(job.c.key == key, job.c.state.in_(RETRIED))
+                .values(
+                    state=JobState.QUEUED,
+                    attempts=0,
+                    deliveries=0,
+                    tried_since=now_s(),
+                    not_before=now_s(),
+                    updated_at=now_s(),
+                    error_code=None,
+                    error_sentence=None,
+                    error_stage=None,
+                )
+            )
+            if changed.rowcount == 0:
+                return False
+            lane = select(job.c.lane).where(job.c.key == key).scalar_subquery()
+            connection.execute(
+                schema.outbox.insert().values(job_key=key, lane=lane, due_at=now_s())
+            )
+            record(connection, key, actor, str(JobState.QUEUED), "retried by hand")
+            return True

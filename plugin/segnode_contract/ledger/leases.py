@@ -1,0 +1,137 @@
+"""Jobs whose worker is gone: back to the queue, or dead when it happened too often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, select, update
+
+from segnode_contract.job import JobState
+from segnode_contract.ledger import schema
+from segnode_contract.ledger.clock import now_s
+from segnode_contract.ledger.engine import Ledger
+from segnode_contract.ledger.events import record
+from segnode_contract.settings import Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A job in somebody's hands."""
+
+    key: str
+    epoch: int
+    owner: str
+
+
+class LeaseLedger:
+    """What the reaper, and a worker's parent, read and write."""
+
+    def __init__(self, ledger: Ledger, limits: Limits) -> None:
+        self._ledger = ledger
+        self._limits = limits
+
+    def expired(self) -> list[Lease]:
+        """Return the leases that ran out."""
+        return self._leases(schema.job.c.lease_until < now_s())
+
+    def held(self, host: str) -> list[Lease]:
+        """Return the leases of all workers on a host."""
+        return self._leases(schema.job.c.lease_owner.startswith(f"{host}/", autoescape=True))
+
+    def take_back(self, leases: Iterable[Lease], actor: str) -> list[str]:
+        """Queue jobs again whose worker is lost; after too many losses a job is dead.
+
+        Returns
+        -------
+        list of str
+            Keys of those that were still in these hands.
+        """
+        with self._ledger.write() as connection:
+            return [lease.key for lease in leases if self._lost(connection, lease, actor)]
+
+    def hand_back(self, leases: Iterable[Lease], actor: str) -> list[str]:
+        """Queue jobs again that a worker gives up as it is asked to stop; this is no loss.
+
+        Returns
+        -------
+        list of str
+            As `take_back`.
+        """
+        said = "handed back: the worker was asked to stop"
+        uncounted = schema.job.c.deliveries - 1
+        with self._ledger.write() as connection:
+            return [
+                lease.key
+                for lease in leases
+                if _release(connection, lease, JobState.QUEUED, deliveries=uncounted)
+                and _close(connection, lease, actor, JobState.QUEUED, "handed back", said)
+            ]
+
+    def _leases(self, condition: ColumnElement[bool]) -> list[Lease]:
+        job = schema.job
+        with self._ledger.read() as connection:
+            rows = connection.execute(
+                select(job.c.key, job.c.lease_epoch, job.c.lease_owner).where(
+                    job.c.state == JobState.RUNNING, condition
+                )
+            ).all()
+        return [Lease(key=row[0], epoch=row[1], owner=row[2]) for row in rows]
+
+    def _lost(self, connection: Connection, lease: Lease, actor: str) -> bool:
+        job = schema.job
+        losses = connection.execute(
+            select(job.c.deliveries).where(job.c.key == lease.key)
+        ).scalar_one()
+        dead = losses >= self._limits.deliveries
+        sentence = f"Worker {lease.owner} ended or went silent in the middle of run {lease.epoch}; "
+        sentence += (
+            f"{losses} losses are too many to try again by itself: see the worker's log, then "
+            "`segnode retry`."
+            if dead
+            else "the job is tried again."
+        )
+        state = JobState.DEAD if dead else JobState.QUEUED
+        error = {"error_code": "worker-lost", "error_sentence": sentence}
+        return _release(connection, lease, state, **error) and _close(
+            connection, lease, actor, state, "lost", sentence
+        )
+
+
+def _release(connection: Connection, lease: Lease, state: JobState, **values: object) -> bool:
+    job = schema.job
+    changed = connection.execute(
+        update(job)
+        .where(
+            job.c.key == lease.key,
+            job.c.lease_epoch == lease.epoch,
+            job.c.state == JobState.RUNNING,
+        )
+        .values(
+            state=state,
+            lease_owner=None,
+            lease_until=None,
+            not_before=now_s(),
+            updated_at=now_s(),
+            **values,
+        )
+    )
+    return changed.rowcount > 0
+
+
+def _close(  # noqa: PLR0917 # what a line of history says, in its order
+    connection: Connection, lease: Lease, actor: str, state: JobState, outcome: str, sentence: str
+) -> bool:
+    run, job = schema.run, schema.job
+    connection.execute(
+        update(run)
+        .where(run.c.job_key == lease.key, run.c.ended_at.is_(None))
+        .values(ended_at=now_s(), outcome=outcome)
+    )
+    if state == JobState.QUEUED:
+        lane = select(job.c.lane).where(job.c.key == lease.key).scalar_subquery()
+        connection.execute(
+            schema.outbox.insert().values(job_key=lease.key, lane=lane, due_at=now_s())
+        )
+    record(connection, lease.key, actor, str(state), sentence)
+    return True
