@@ -65,6 +65,7 @@ def the_second(spoil):
     return lambda files: [files[0], spoil(files[1]), *files[2:]]
 
 
+UID = b"\x08\0\x18\0UI"
 FILES = {
     "empty": (the_second(lambda f: b""), "not-dicom"),
     "text": (the_second(lambda f: b"a report, not an image"), "not-dicom"),
@@ -72,9 +73,12 @@ FILES = {
     "a program": (the_second(lambda f: b"\x7fELF" + bytes(1000)), "not-dicom"),
     "zipped": (the_second(gzip.compress), "not-dicom"),
     "no preamble": (the_second(lambda f: f[128:]), "not-dicom"),
-    "a preamble and no more": (the_second(lambda f: f[:132]), "bad-uid"),
-    "cut within the meta group": (the_second(lambda f: f[:200]), "bad-uid"),
-    "cut within the header": (the_second(lambda f: f[:600]), "bad-uid"),
+    "a preamble and no more": (the_second(lambda f: f[:132]), "broken-instance"),
+    "cut within the meta group": (the_second(lambda f: f[:200]), "broken-instance"),
+    "cut within the header": (
+        the_second(lambda f: f[: f.index(UID) + 4]),
+        "broken-instance",
+    ),
     "cut within the pixels": (the_second(lambda f: f[:-100]), "truncated"),
     "an odd byte too few": (the_second(lambda f: f[:-1]), "truncated"),
     "an odd byte too many": (the_second(lambda f: f + b"\0"), VOLUME),
@@ -202,6 +206,7 @@ ATTRIBUTES = {
     "rows are a sequence": (third(Rows=Raw("SQ", b"")), "bad-attribute"),
     "slope is text": (third(RescaleSlope=Raw("LO", b"CANARY")), "bad-attribute"),
     "a name in the modality": (each(Modality=Raw("LO", b"CANARY^NAME ")), "modality"),
+    "a name of capitals in the modality": (each(Modality=Raw("CS", b"CANARY")), "modality"),
     "a name in the image type": (each(ImageType=Raw("PN", b"CANARY^NAME ")), VOLUME),
     "a name in the rescale type": (each(RescaleType=Raw("LO", b"CANARY^NAME ")), "not-hounsfield"),
     "a name in the photometric interpretation": (
@@ -254,7 +259,7 @@ ATTRIBUTES = {
         if value or keyword != "FrameOfReferenceUID"
     },
     "no frame of reference": (third(FrameOfReferenceUID=""), "geometry"),
-    "no UID": (third(SOPInstanceUID=None), "bad-uid"),
+    "no UID": (third(SOPInstanceUID=None), "broken-instance"),
     "a leading zero": (each(StudyInstanceUID=Raw("UI", b"1.02.3")), VOLUME),
     # pixel cells
     "more bits stored than allocated": (third(BitsStored=17), "pixel-format"),

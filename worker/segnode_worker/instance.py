@@ -27,7 +27,6 @@ BROKEN = (
     AttributeError,
     EOFError,
     LookupError,
-    MemoryError,
     OSError,
     RecursionError,
     RuntimeError,
@@ -183,6 +182,11 @@ def _until_pixels(name: str) -> Callable[[BaseTag, str | None, int], bool]:
 
 
 def _instance(header: FileDataset, file: bytes, pixel_offset: int, name: str) -> Instance:
+    if "SOPInstanceUID" not in header:  # pydicom ends a header that is cut short without a word
+        raise _broken(
+            "broken-instance",
+            f"{name} is cut short, or has no SOP Instance UID; send it again from where it came.",
+        )
     uid = _Reader(header, name).uid("SOPInstanceUID")
     read = _Reader(header, f"The image {uid}")
     allocated = read.whole("BitsAllocated", 0)

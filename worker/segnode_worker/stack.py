@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,13 @@ _OTHER_UNITS = ("US", "OD", "MGML", "PCT", "Z_EFF", "ED", "EDW", "HU_MOD")  # PS
 
 _IMAGE_CLASSES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage)
 _TECHNICAL = ("BodyPartExamined", "ConvolutionKernel", "SliceThickness", "KVP")
-_MODALITY = re.compile("[A-Z]{2,16}")
+# fmt: off
+_MODALITIES = {
+    "CR", "CT", "DOC", "DX", "ES", "KO", "MG", "MR", "NM", "OT", "PR", "PT", "REG", "RF",
+    "RTDOSE", "RTPLAN", "RTSTRUCT", "RWV", "SEG", "SM", "SR", "US", "XA",
+}
+# fmt: on
+"""Those that a sentence may name (PS3.3 C.7.3.1.1.1); a damaged file may have a name there."""
 _CONTRAST = (
     "ContrastBolusAgent",
     "ContrastBolusAgentSequence",
@@ -118,7 +123,7 @@ def _parsed(files: Sequence[bytes]) -> list[Instance]:
 def _check_image(image: Instance, modality: str) -> None:
     """Refuse what is not a slice with modality values, before a pixel is decoded."""
     if image.modality != modality:
-        said = image.modality if _MODALITY.fullmatch(image.modality) else "of no modality"
+        said = image.modality if image.modality in _MODALITIES else "of no known modality"
         raise _unsuitable("modality", f"is {said}, not {modality}")
     if "LOCALIZER" in image.image_type:
         raise _unsuitable("localizer", f"holds a localizer, the image {image.uid}")
@@ -250,12 +255,15 @@ def _volume(voxels: NDArray[Any], arrangement: Arrangement) -> hd.Volume:
 
 def _attributes(headers: Sequence[Dataset]) -> dict[str, str]:
     first = headers[0]
-    found = {keyword: _text(first, keyword)[:_LONGEST_TEXT] for keyword in _TECHNICAL}
-    contrast = any(
-        _text(header, keyword).strip().upper() not in _NO_CONTRAST
-        for header in headers
-        for keyword in _CONTRAST
-    )
+    with warnings.catch_warnings():
+        # pydicom's warnings quote values, which may be a patient's
+        warnings.simplefilter("ignore")
+        found = {keyword: _text(first, keyword)[:_LONGEST_TEXT] for keyword in _TECHNICAL}
+        contrast = any(
+            _text(header, keyword).strip().upper() not in _NO_CONTRAST
+            for header in headers
+            for keyword in _CONTRAST
+        )
     return {k: v for k, v in found.items() if v} | {"ContrastBolus": "yes" if contrast else "no"}
 
 
