@@ -38,7 +38,7 @@ def process(service: ModelService) -> ModelProcess:
 
 @pytest.fixture
 def cards(process: ModelProcess) -> dict[str, Card]:
-    return {model.card.name: model.card for model in process.models()}
+    return {model.card.name: model.card for model in process.models(60)}
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_the_process_sees_no_address_and_no_password(
     service.start()
     try:
         process = ModelProcess(service.address, service.kill)
-        card = next(m.card for m in process.models() if m.card.name == "tells")
+        card = next(m.card for m in process.models(60) if m.card.name == "tells")
         _, findings = process.segment(card, "tells", volume, {})
     finally:
         service.stop()

@@ -55,9 +55,15 @@ class ModelProcess:
         self._address = address
         self._kill = kill
 
-    def models(self) -> list[KnownModel]:
-        """Return the models that it has, waiting for it to be up."""
-        with self._turn({"ask": "models"}, []) as (link, _):
+    def models(self, within_s: float) -> list[KnownModel]:
+        """Return the models that it has.
+
+        Raises
+        ------
+        ModelBusy
+            If it is not up within so many seconds.
+        """
+        with self._turn({"ask": "models"}, [], within_s) as (link, _):
             reply = _reply(link)
         return [
             KnownModel(card=parse_card(m["card"], where="the model process"), digest=m["digest"])
@@ -148,14 +154,14 @@ class ModelProcess:
 
     @contextmanager
     def _turn(
-        self, request: dict[str, Any], fds: list[int]
+        self, request: dict[str, Any], fds: list[int], within_s: float = _TURN_S
     ) -> Iterator[tuple[socket.socket, dict[str, Any]]]:
         """Send a request, wait until its turn comes, and give what the process says of itself.
 
         A process that ends before was ended under another job: the next one is asked.
         """
         for tries_left in reversed(range(_TRIES)):
-            with self._link() as link:
+            with self._link(within_s) as link:
                 try:
                     send(link, request, fds)
                     process = _reply(link)
@@ -168,16 +174,16 @@ class ModelProcess:
                     continue
                 except TimeoutError as error:
                     raise ModelBusy(
-                        f"The model process had no time for this job within {_TURN_S:g} s; more "
-                        "workers on other machines would help."
+                        f"The model process did not answer within {within_s:g} s; it is busy with "
+                        "other jobs, or it hangs: see its log."
                     ) from error
                 yield link, process
                 return
 
     @contextmanager
-    def _link(self) -> Iterator[socket.socket]:
+    def _link(self, within_s: float) -> Iterator[socket.socket]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-            link.settimeout(_TURN_S)
+            link.settimeout(within_s)
             try:
                 link.connect(self._address)
             except OSError as error:

@@ -57,6 +57,10 @@ class ModelService:
         """End the model process with that id, from any child; another is started."""
         self._calls.send(str(pid).encode())
 
+    def restart(self) -> None:
+        """End the process, so that another is started."""
+        self._end()
+
     def stop(self) -> None:
         """End the process for good."""
         self._stopping.set()

@@ -17,7 +17,7 @@ from celery.signals import (
     worker_shutting_down,
 )
 
-from segnode_contract.errors import MemoryExhausted, PermanentError, SegnodeError
+from segnode_contract.errors import MemoryExhausted, PermanentError, SegnodeError, TransientError
 from segnode_contract.events import log_events
 from segnode_contract.job import Claim
 from segnode_contract.ledger import LeaseLedger, Ledger, WorkerLedger, WorkLedger
@@ -35,6 +35,11 @@ from segnode_worker.spool import Spool
 from segnode_worker.watch import Watch
 
 log = logging.getLogger(__name__)
+
+_START_S = 300.0
+"""A model process has this long to load its models."""
+_RING_S = 30.0
+"""A child that hears a ring waits this long for a model process that is started anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,16 +79,14 @@ def _start_parent(**_: object) -> None:
     ledger = Ledger.open(connections.ledger_url)
     service = ModelService()
     service.start()
-    models = ModelProcess(service.address, service.kill).models()
-    for model in models:
+    for model in ModelProcess(service.address, service.kill).models(_START_S):
         log.info("model found", extra={"model": model.card.name, "digest": model.digest[:12]})
     watch = Watch(
         worker=WorkerLedger(ledger, worker_name(os.getpid())),
         leases=LeaseLedger(ledger, settings.limits),
         spool=spool,
-        models=models,
+        service=service,
         limits=settings.limits,
-        end=service.stop,
     )
     watch.start()
     _parent = Parent(service=service, watch=watch, ledger=ledger)
@@ -135,8 +138,12 @@ def ring(lane: str) -> None:
     assert tools is not None  # noqa: S101 # worker_process_init came first
     if tools.spool.free_mb() < tools.settings.limits.free_mb:
         return  # the parent says so in the ledger, and the ring comes again
-    digests = [model.digest for model in tools.models.models()]
-    claim = tools.work.claim(lane, digests)
+    try:
+        digests = [model.digest for model in tools.models.models(_RING_S)]
+        claim = tools.work.claim(lane, digests)
+    except TransientError as error:
+        log.warning(error.sentence)
+        return  # the ring comes again
     if claim is None:
         return
     limits = tools.settings.limits

@@ -7,31 +7,26 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
 
 from segnode_contract.errors import SegnodeError
 from segnode_contract.ledger import LeaseLedger, WorkerLedger
 from segnode_contract.settings import Limits
-from segnode_worker.model_client import KnownModel
+from segnode_worker.model_client import ModelProcess
+from segnode_worker.model_service import ModelService
 from segnode_worker.owner import host, lives, parent_of, process_of
 from segnode_worker.spool import Spool
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
+_MODELS_S = 5.0
+_HUNG_S = 300.0
+"""A model process that answers nobody for this long is ended; loading may take minutes."""
 _TIDY_S = 60.0
 
 
 class Watch:
-    """A thread of the parent.
-
-    Parameters
-    ----------
-    models
-        What this worker announces.
-    end
-        Ends the model process; called when the worker must not wait any longer.
-    """
+    """A thread of the parent."""
 
     def __init__(
         self,
@@ -39,19 +34,19 @@ class Watch:
         worker: WorkerLedger,
         leases: LeaseLedger,
         spool: Spool,
-        models: Sequence[KnownModel],
+        service: ModelService,
         limits: Limits,
-        end: Callable[[], None],
     ) -> None:
         self._worker = worker
         self._leases = leases
         self._spool = spool
-        self._models = models
+        self._service = service
+        self._models = ModelProcess(service.address, service.kill)
         self._limits = limits
-        self._end = end
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._spoke = self._tidied = float("-inf")
+        self._answered = time.monotonic()
         self._state = ""
         self._trouble = ""
 
@@ -92,15 +87,27 @@ class Watch:
         room = free_mb >= self._limits.free_mb
         state = "ready" if room else "no-space"
         if state != self._state or time.monotonic() - self._spoke > self._limits.lease_s / 3:
-            for model in self._models:
-                card = model.card
-                self._worker.announce(card.name, card.version, model.digest, card.source)
+            self._announce()
             said = f"{free_mb} MB are free for results, {self._limits.free_mb} MB are wanted"
             self._worker.seen(state, "" if room else said)
             self._state, self._spoke = state, time.monotonic()
         if time.monotonic() - self._tidied > _TIDY_S:
             self._spool.tidy(self._worker.needed())
             self._tidied = time.monotonic()
+
+    def _announce(self) -> None:
+        try:
+            models = self._models.models(_MODELS_S)
+        except SegnodeError as error:
+            log.warning(error.sentence)
+            if time.monotonic() - self._answered > _HUNG_S:
+                self._service.restart()
+                self._answered = time.monotonic()
+            return
+        self._answered = time.monotonic()
+        for model in models:
+            card = model.card
+            self._worker.announce(card.name, card.version, model.digest, card.source)
 
     def _give_up(self) -> None:
         if self._over.wait(self._limits.stop_s):
@@ -112,5 +119,5 @@ class Watch:
         for lease in mine:
             os.kill(process_of(lease.owner), signal.SIGKILL)
         self._worker.gone()
-        self._end()
+        self._service.stop()
         os._exit(0)
