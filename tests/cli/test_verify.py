@@ -21,7 +21,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
-from segnode_cli import search
+from segnode_cli import listing
 from segnode_cli import verify as verifying
 from segnode_cli.ct_series import as_file, ct_series
 from segnode_cli.jobs import view_of
@@ -402,7 +402,7 @@ def test_a_series_within_its_quiet_period_is_no_difference(
 def test_the_archive_is_read_page_after_page(
     jobs: list[JobRow], copy: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "_PAGE", 1)
+    monkeypatch.setattr(listing, "_PAGE", 1)
     compared = compare(copy.data)
     assert (compared.series, compared.results) == (3, 2)
     copy.run("delete from result")

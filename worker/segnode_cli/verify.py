@@ -1,7 +1,7 @@
 """`segnode verify`: what the ledger says is stored, against what the archive holds.
 
-The ledger's tables are read as they stand, and the archive is asked by QIDO-RS and WADO-RS as an
-administrator, so that a fault in what the node tells of itself is not repeated here.
+The ledger's tables are read as they stand; of the archive its index and, by WADO-RS, each result.
+So a fault in what the node tells of itself is not repeated here.
 """
 
 from __future__ import annotations
@@ -12,24 +12,15 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from pydicom import dcmread
 from sqlalchemy import Row, select
 
+from segnode_cli.listing import ListedSeries, Listing
 from segnode_cli.node import read_environment
-from segnode_cli.search import (
-    COUNT,
-    INSTANCE,
-    MODALITY,
-    PATIENT_ID,
-    SERIAL,
-    SERIES,
-    STUDY,
-    Item,
-    Search,
-    value,
-)
 from segnode_cli.show import say
 from segnode_contract.errors import SetupError
 from segnode_contract.identity import derived_uid
@@ -40,6 +31,7 @@ from segnode_contract.settings import Settings, load_settings
 from segnode_worker.archive import DicomWebArchive
 
 _DERIVED = ("SEG", "SR")
+_OURS = "segnode"  # Manufacturer of every result
 _SEE = "see whether the plugin runs, and Orthanc's log for this series."
 _INTAKE_S = 10.0
 """What intake may take beyond the quiet period, before a series counts as overlooked."""
@@ -120,19 +112,19 @@ def compare(data: Path) -> Comparison:
     settings = load_settings(Path(known["SEGNODE_CONFIG"]))
     user, password = _administrator(settings, known)
     url, certificate = known["SEGNODE_ARCHIVE_URL"], known.get("SEGNODE_ARCHIVE_CERTIFICATE", "")
-    search = Search(url, user, password, certificate)
+    listing = Listing(url.removesuffix("/dicom-web"), user, password, certificate)
     archive = DicomWebArchive(url, user, password, certificate=certificate)
     ledger = Ledger.open(known["SEGNODE_LEDGER_URL"])
     compared = Comparison()
     try:
         # the archive first: what it holds of ours was in the ledger before
-        objects = [item for kind in _DERIVED for item in search.objects_of_ours(kind)]
-        series = list(search.series())
+        series = list(listing.series())
+        held = _held(series, listing)
         state = _read(ledger)
         _compare_jobs(state, settings.limits.lease_s, compared)
-        _compare_results(state, archive, search, compared)
-        _compare_objects(state, objects, settings.node.name, compared)
-        _compare_series(series, settings.intake.quiet_s, lambda: _read(ledger), search, compared)
+        _compare_results(state, archive, listing, compared)
+        _compare_held(state, held, _Origin(archive, listing, settings.node.name), compared)
+        _compare_series(series, settings.intake.quiet_s, lambda: _read(ledger), listing, compared)
     finally:
         ledger.close()
     return compared
@@ -198,8 +190,8 @@ def _compare_jobs(state: _State, lease_s: float, compared: Comparison) -> None:
                 f"The job is running, but the lease of {job.lease_owner} ended long ago and nobody "
                 "took it back; see whether Orthanc's plugin runs.",
             )
-        twice = [r for r, n in Counter(o.role for o in objects[key]).items() if n > 1]
-        for role in twice:
+        roles = Counter(result.role for result in objects[key])
+        for role in (role for role, count in roles.items() if count > 1):
             compared.found(
                 "result-twice",
                 key,
@@ -217,7 +209,7 @@ def _compare_jobs(state: _State, lease_s: float, compared: Comparison) -> None:
 
 
 def _compare_results(
-    state: _State, archive: DicomWebArchive, search: Search, compared: Comparison
+    state: _State, archive: DicomWebArchive, listing: Listing, compared: Comparison
 ) -> None:
     """Read each stored object back, one at a time."""
     unproved = defaultdict(list)
@@ -226,7 +218,7 @@ def _compare_results(
         if job.state in OPEN_STATES or job.state == JobState.WITHDRAWN:
             continue
         kept = archive.fetch_instance(job.study_uid, result.series_uid, result.instance_uid)
-        if kept is None and not search.has(f"/studies?StudyInstanceUID={job.study_uid}"):
+        if kept is None and not listing.has_study(job.study_uid):
             # images and results went together: retention, or another archive in this one's place
             compared.gone += 1
             continue
@@ -260,16 +252,50 @@ def _compare_results(
             )
 
 
-def _compare_objects(
-    state: _State, objects: Sequence[Item], node: str, compared: Comparison
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """A SEG or SR of ours in the archive."""
+
+    uid: str
+    series: ListedSeries
+
+
+def _held(series: Sequence[ListedSeries], listing: Listing) -> list[_Held]:
+    return [
+        _Held(uid=uid, series=each)
+        for each in series
+        if each.modality in _DERIVED and each.manufacturer == _OURS
+        for uid in listing.instances(each.orthanc_id)
+    ]
+
+
+class _Origin:
+    """Tells this node's objects from those of other nodes."""
+
+    def __init__(self, archive: DicomWebArchive, listing: Listing, name: str) -> None:
+        self._archive = archive
+        self._listing = listing
+        self._name = name
+
+    def elsewhere(self, held: _Held) -> bool:
+        """Return whether an object says that another node made it."""
+        study_uid = self._listing.study_uid(held.series.orthanc_id)
+        data = self._archive.fetch_instance(study_uid, held.series.series_uid, held.uid)
+        if data is None:
+            return False
+        tags = ["DeviceSerialNumber"]
+        head = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=tags)
+        # a name beyond ASCII is written as near as ASCII comes
+        return self._name.isascii() and head.get("DeviceSerialNumber") != self._name[:64].strip()
+
+
+def _compare_held(
+    state: _State, held: Sequence[_Held], origin: _Origin, compared: Comparison
 ) -> None:
     """Look for objects of ours that the ledger does not know, or that the archive has twice."""
     known = {result.instance_uid for result in state.results}
     makers = {derived_uid(key, "series"): key for key in state.jobs}
-    # a node may have had another name
-    names = {node} | {value(item, SERIAL) for item in objects if value(item, INSTANCE) in known}
-    places = Counter(value(item, INSTANCE) for item in objects)
-    for uid, count in places.items():
+    for uid, count in Counter(each.uid for each in held).items():
         if count > 1:
             compared.found(
                 "result-twice",
@@ -277,32 +303,32 @@ def _compare_objects(
                 f"The archive holds this object in {count} series or studies; see which one the "
                 "job was made for, and delete the others.",
             )
-    for item in objects:
-        uid, maker = value(item, INSTANCE), makers.get(value(item, SERIES))
-        if uid in known:
+    for each in held:
+        if each.uid in known:
             continue
-        if maker is None and value(item, SERIAL) not in names:
+        maker = makers.get(each.series.series_uid)
+        if maker is None and origin.elsewhere(each):
             compared.foreign += 1
             continue
-        origin = (
+        made = (
             f"The series is that of job {maker[:12]}, which did not record it"
             if maker
             else "No job of this ledger made it"
         )
         compared.found(
             "result-unknown",
-            uid,
-            f"The archive holds this {value(item, MODALITY)} of ours in series "
-            f"{value(item, SERIES)}. {origin}; see where it came from, and delete it there if it "
+            each.uid,
+            f"The archive holds this {each.series.modality} of ours in series "
+            f"{each.series.series_uid}. {made}; see where it came from, and delete it there if it "
             "is wrong.",
         )
 
 
 def _compare_series(
-    series: Sequence[Item],
+    series: Sequence[ListedSeries],
     quiet_s: float,
     read: Callable[[], _State],
-    search: Search,
+    listing: Listing,
     compared: Comparison,
 ) -> None:
     """Look for series without a decision; intake gets some seconds for those that just came."""
@@ -312,21 +338,21 @@ def _compare_series(
         found = _overlooked(series, quiet_s, read())
         if not found or time.monotonic() > deadline:
             break
-        series = [item for item in series if value(item, SERIES) in found]
+        series = [each for each in series if each.orthanc_id in found]
         time.sleep(1)
-    for uid, finding in found.items():
+    for orthanc_id, finding in found.items():
         # it may have been deleted since
-        if search.has(f"/series?SeriesInstanceUID={uid}"):
+        if listing.has_series(orthanc_id):
             compared.findings.append(finding)
 
 
-def _overlooked(series: Sequence[Item], quiet_s: float, state: _State) -> dict[str, Finding]:
+def _overlooked(
+    series: Sequence[ListedSeries], quiet_s: float, state: _State
+) -> dict[str, Finding]:
     with_job = {uid for job in state.jobs.values() for uid in job.series_uids.split("\\")}
-    by_uid = {row.series_uid: row for row in state.series.values()}
     found = {}
-    for item in series:
-        uid = value(item, SERIES)
-        row = state.series.get(_orthanc_id(item)) or by_uid.get(uid)
+    for each in series:
+        row = state.series.get(each.orthanc_id)
         fault: tuple[str, str] | None
         if row is None:
             fault = (
@@ -336,9 +362,9 @@ def _overlooked(series: Sequence[Item], quiet_s: float, state: _State) -> dict[s
         elif row.decided_at is None:
             fault = _undecided(row, state.now - quiet_s - _INTAKE_S)
         else:
-            fault = _outdated(row, int(value(item, COUNT) or 0), uid in with_job)
+            fault = _outdated(row, each.instance_count, each.series_uid in with_job)
         if fault:
-            found[uid] = Finding(code=fault[0], what=uid, sentence=fault[1])
+            found[each.orthanc_id] = Finding(code=fault[0], what=each.series_uid, sentence=fault[1])
     return found
 
 
@@ -377,10 +403,3 @@ def _administrator(settings: Settings, known: Mapping[str, str]) -> tuple[str, s
     raise SetupError(
         "The node's file `environment` has no password of an administrator; start the node again."
     )
-
-
-def _orthanc_id(item: Item) -> str:
-    """Return Orthanc's id of a series, by which the ledger knows it before it is decided."""
-    parts = (value(item, PATIENT_ID), value(item, STUDY), value(item, SERIES))
-    digest = hashlib.sha1("|".join(parts).encode(), usedforsecurity=False).hexdigest()
-    return "-".join(digest[at : at + 8] for at in range(0, 40, 8))
