@@ -1,7 +1,7 @@
 """Mutated images: each ends in a code or a volume, soon and in bounded memory.
 
-A fifth on every run; ``SEGNODE_FUZZ=1`` runs 5,000 byte flips and 2,000 changes of tags, and any other
-number as many others. A failure names its mutation, and the same name makes the same files again.
+A fifth on every run; ``SEGNODE_FUZZ=1`` runs 5,000 byte flips and 2,000 changes of tags, and any
+other number as many others. A failure names its mutation, which makes the same files again.
 """
 
 from __future__ import annotations
