@@ -1,0 +1,146 @@
+"""Workers that are killed or asked to stop in the middle of a job, on a whole node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from segnode_cli.ct_series import ct_series
+from segnode_cli.jobs import view_of
+from segnode_cli.node import CONFIG, Node, prepare
+from segnode_cli.phantom import Phantom, chest_phantom
+from segnode_cli.send import Peer, send_paths
+from segnode_cli.servers import program
+from segnode_cli.supervise import check_programs, running
+from segnode_contract.errors import SetupError
+from segnode_contract.ledger.view import Job
+from segnode_contract.settings import load_settings
+
+from .conftest import need
+
+SHORT = {"quiet_s = 5 ": "quiet_s = 1 ", "lease_s = 60 ": "lease_s = 60\nstop_s = 4\nring_s = 3 "}
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    try:
+        check_programs()
+    except SetupError as error:
+        need(False, error.sentence)
+    folder = tmp_path_factory.mktemp("lost")
+    text = (CONFIG / "segnode.toml").read_text()
+    for usual, short in SHORT.items():
+        assert usual in text
+        text = text.replace(usual, short)
+    (folder / "segnode.toml").write_text(text)
+    config = folder / "segnode.toml"
+    node = prepare(folder / "node", config, load_settings(config))
+    with running(node, 2, print):
+        yield node
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    return chest_phantom()
+
+
+def parent(node: Node) -> int:
+    ask = [program("supervisorctl"), "-c", str(node.data / "supervisord.conf"), "pid", "worker"]
+    return int(subprocess.run(ask, capture_output=True, text=True, check=True).stdout)
+
+
+def model_process(node: Node) -> int:
+    threads = Path(f"/proc/{parent(node)}/task").iterdir()
+    children = {int(child) for t in threads for child in (t / "children").read_text().split()}
+    [found] = [c for c in children if b"segnode_models" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    return found
+
+
+def job_at_the_model(node: Node, phantom: Phantom, folder: Path) -> str:
+    """Send a series and hold the model process in the middle of it; return the job's key."""
+    for number, image in enumerate(
+        ct_series(phantom.hu, spacing_mm=phantom.spacing_mm, seed=str(folder))
+    ):
+        image.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    sent = send_paths([folder], Peer(aet="SEGNODE", host="127.0.0.1", port=node.dicom_port))
+    [study_uid] = sent.study_uids
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with view_of(node.data) as view:
+            jobs = view.jobs(study_uid=study_uid)
+        if jobs and jobs[0].stages and jobs[0].stages[-1].stage == "infer":
+            os.kill(model_process(node), signal.SIGSTOP)
+            return jobs[0].key
+        time.sleep(0.02)
+    raise AssertionError("the job did not come to its model")
+
+
+def wait_for(node: Node, key: str, holds: Callable[[Job], bool]) -> Job:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with view_of(node.data) as view:
+            job = view.job(key)
+        assert job is not None
+        if holds(job):
+            return job
+        time.sleep(0.1)
+    raise AssertionError(f"not within a minute: {job}")
+
+
+def is_done(job: Job) -> bool:
+    return job.row.state == "done"
+
+
+def test_a_killed_child_is_reported_by_its_parent(
+    node: Node, phantom: Phantom, tmp_path: Path
+) -> None:
+    key = job_at_the_model(node, phantom, tmp_path)
+    with view_of(node.data) as view:
+        job = view.job(key)
+    assert job is not None
+    os.kill(int(job.runs[-1].worker.split("/")[2]), signal.SIGKILL)
+    os.kill(model_process(node), signal.SIGCONT)
+    job = wait_for(node, key, is_done)
+    assert [run.outcome for run in job.runs] == ["lost", "done"]
+    # long before its lease would have run out
+    assert job.runs[1].started_at - job.runs[0].started_at < 30
+    assert len(job.row.objects) == 1
+
+
+def test_a_killed_workers_jobs_are_freed_by_the_next_one(
+    node: Node, phantom: Phantom, tmp_path: Path
+) -> None:
+    key = job_at_the_model(node, phantom, tmp_path)
+    os.kill(parent(node), signal.SIGKILL)
+    job = wait_for(node, key, is_done)
+    assert [run.outcome for run in job.runs] == ["lost", "done"]
+    assert job.runs[1].started_at - job.runs[0].started_at < 60
+
+
+def test_a_worker_that_is_asked_to_stop_hands_its_job_back(
+    node: Node, phantom: Phantom, tmp_path: Path
+) -> None:
+    key = job_at_the_model(node, phantom, tmp_path)
+    asked = parent(node)
+    os.kill(asked, signal.SIGTERM)
+    job = wait_for(node, key, is_done)
+    assert [run.outcome for run in job.runs] == ["handed back", "done"]
+    assert not Path(f"/proc/{asked}").exists()
+
+
+def test_a_killed_model_process_is_started_anew_under_its_job(
+    node: Node, phantom: Phantom, tmp_path: Path
+) -> None:
+    key = job_at_the_model(node, phantom, tmp_path)
+    os.kill(model_process(node), signal.SIGKILL)
+    job = wait_for(node, key, is_done)
+    assert [(run.outcome, run.error_code) for run in job.runs] == [
+        ("failed", "model-process-died"),
+        ("done", None),
+    ]

@@ -1,0 +1,296 @@
+"""A job that is broken off at any place ends with one result, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+
+from segnode_cli.ct_series import as_file, ct_series
+from segnode_contract.card import Card
+from segnode_contract.errors import ArchiveUnavailable, SpoolFull, UidCollision
+from segnode_contract.findings import Findings
+from segnode_contract.identity import content_digest, job_key
+from segnode_contract.job import Claim, NewJob
+from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView, WorkerLedger, WorkLedger
+from segnode_contract.ledger.intake import Decision
+from segnode_contract.settings import Limits
+from segnode_worker.folder import FolderArchive
+from segnode_worker.pipeline import run_job
+from segnode_worker.spool import Spool
+
+DIGEST = "d" * 64
+
+
+class Bright:
+    """A model that finds what is brighter than water, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def segment(
+        self,
+        card: Card,
+        digest: str,
+        volume: hd.Volume,
+        attributes: Mapping[str, str],
+        *,
+        thrifty: bool = False,
+    ) -> tuple[NDArray[np.uint8], Findings]:
+        self.asked += 1
+        labels = np.zeros((card.planes, *volume.array.shape), np.uint8)
+        labels[0] = volume.array > 0
+        return labels, Findings()
+
+
+class Dropping(FolderArchive):
+    """A folder that keeps what it is given, and then seems away."""
+
+    def store(self, study_uid: str, data: bytes) -> None:
+        super().store(study_uid, data)
+        raise ArchiveUnavailable("The archive does not answer.")
+
+
+@pytest.fixture
+def images(hu: NDArray[np.int16]) -> list[Dataset]:
+    return ct_series(hu, spacing_mm=(3.0, 1.5, 1.25), seed="pipeline")
+
+
+@pytest.fixture
+def inbox(images: list[Dataset], tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, image in enumerate(images):
+        (folder / f"{number}.dcm").write_bytes(as_file(image))
+    return folder
+
+
+@pytest.fixture
+def archive(inbox: Path, tmp_path: Path) -> FolderArchive:
+    return FolderArchive(inbox, tmp_path / "out")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    spool = Spool(tmp_path / "spool")
+    spool.prepare()
+    return spool
+
+
+@pytest.fixture
+def work(ledger: Ledger, card: Card, images: list[Dataset]) -> WorkLedger:
+    """A worker's ledger with one queued job."""
+    WorkerLedger(ledger, "w").announce(card.name, card.version, DIGEST, card.source)
+    uids = [image.SOPInstanceUID for image in images]
+    series_uid = images[0].SeriesInstanceUID
+    job = NewJob(
+        key=job_key(
+            series_uids=[series_uid],
+            instance_uids=uids,
+            model=card.name,
+            model_digest=DIGEST,
+            parameters={},
+            form="BINARY",
+        ),
+        study_uid=images[0].StudyInstanceUID,
+        series_uids=(series_uid,),
+        content=content_digest(uids),
+        instance_count=len(uids),
+        route="r",
+        route_rank=0,
+        model=card.name,
+        model_version=card.version,
+        model_digest=DIGEST,
+        lane="default",
+        last_instance_at=0.0,
+    )
+    intake = IntakeLedger(ledger)
+    intake.note("a", 1, ["o"])
+    [quiet] = intake.quiet("a", 0)
+    intake.decide(
+        "a",
+        Decision(
+            orthanc_id="o",
+            last_instance_at=quiet.last_instance_at,
+            study_uid=job.study_uid,
+            series_uid=series_uid,
+            instance_count=len(uids),
+            verdicts=(),
+            jobs=(job,),
+        ),
+    )
+    return WorkLedger(ledger, "w", Limits(back_off_s=(0.0,)))
+
+
+def take(work: WorkLedger) -> Claim:
+    claim = work.claim("default", [DIGEST])
+    assert claim is not None
+    return claim
+
+
+def results(tmp_path: Path) -> list[bytes]:
+    return [path.read_bytes() for path in (tmp_path / "out").glob("*.dcm")]
+
+
+def waiting(tmp_path: Path) -> list[str]:
+    return [path.name for path in (tmp_path / "spool").iterdir()]
+
+
+def test_a_job_ends_with_a_confirmed_result_and_an_empty_spool(
+    work: WorkLedger, archive: FolderArchive, spool: Spool, ledger: Ledger, tmp_path: Path
+) -> None:
+    model = Bright()
+    run_job(take(work), archive, model, work, spool, "node")
+    assert model.asked == 1
+    assert len(results(tmp_path)) == 1
+    assert waiting(tmp_path) == []
+    [job] = LedgerView(ledger).jobs()
+    assert all(each.confirmed_at for each in job.objects)
+
+
+def test_a_retry_sends_the_same_bytes_and_asks_no_model(
+    work: WorkLedger, archive: FolderArchive, spool: Spool, inbox: Path, tmp_path: Path
+) -> None:
+    model, claim = Bright(), take(work)
+    away = FolderArchive(inbox, inbox / "0.dcm" / "nowhere")
+    with pytest.raises(Exception, match="nowhere") as raised:
+        run_job(claim, away, model, work, spool, "node")
+    work.failed(claim, ArchiveUnavailable(str(raised.value)), 1)
+    [kept] = [(tmp_path / "spool" / name).read_bytes() for name in waiting(tmp_path)]
+    run_job(take(work), archive, model, work, spool, "node")
+    assert model.asked == 1
+    assert results(tmp_path) == [kept]
+
+
+def test_what_was_stored_just_before_a_break_is_adopted(
+    work: WorkLedger,
+    archive: FolderArchive,
+    spool: Spool,
+    inbox: Path,
+    ledger: Ledger,
+    tmp_path: Path,
+) -> None:
+    model, claim = Bright(), take(work)
+    with pytest.raises(ArchiveUnavailable) as raised:
+        run_job(claim, Dropping(inbox, tmp_path / "out"), model, work, spool, "node")
+    work.failed(claim, raised.value, 1)
+    before = results(tmp_path)
+    claim = take(work)
+    run_job(claim, archive, model, work, spool, "node")
+    work.done(claim, 1)
+    assert model.asked == 1
+    assert results(tmp_path) == before
+    job = LedgerView(ledger).job(claim.key)
+    assert job is not None
+    assert "adopted" in [event.kind for event in job.events]
+
+
+def test_with_the_spool_gone_the_archives_own_object_is_adopted(
+    work: WorkLedger, archive: FolderArchive, spool: Spool, inbox: Path, tmp_path: Path
+) -> None:
+    model, claim = Bright(), take(work)
+    with pytest.raises(ArchiveUnavailable) as raised:
+        run_job(claim, Dropping(inbox, tmp_path / "out"), model, work, spool, "node")
+    work.failed(claim, raised.value, 1)
+    for name in waiting(tmp_path):
+        (tmp_path / "spool" / name).unlink()
+    run_job(take(work), archive, model, work, spool, "node")
+    assert model.asked == 1
+
+
+def test_an_object_that_the_archive_wrote_anew_is_adopted_when_it_holds_the_same_voxels(
+    work: WorkLedger,
+    archive: FolderArchive,
+    spool: Spool,
+    inbox: Path,
+    ledger: Ledger,
+    tmp_path: Path,
+) -> None:
+    model, claim = Bright(), take(work)
+    with pytest.raises(ArchiveUnavailable) as raised:
+        run_job(claim, Dropping(inbox, tmp_path / "out"), model, work, spool, "node")
+    work.failed(claim, raised.value, 1)
+    spool.drop(name.removesuffix(".dcm") for name in waiting(tmp_path))
+    rewrite(tmp_path, ContentCreatorName="Another^Archive")
+    [before] = results(tmp_path)
+    claim = take(work)
+    run_job(claim, archive, model, work, spool, "node")
+    work.done(claim, 1)
+    assert model.asked == 2
+    assert results(tmp_path) == [before]
+
+
+def test_other_content_under_our_uid_is_an_error_and_stays(
+    work: WorkLedger, archive: FolderArchive, spool: Spool, inbox: Path, tmp_path: Path
+) -> None:
+    model, claim = Bright(), take(work)
+    with pytest.raises(ArchiveUnavailable) as raised:
+        run_job(claim, Dropping(inbox, tmp_path / "out"), model, work, spool, "node")
+    work.failed(claim, raised.value, 1)
+    pixels = bytearray(dcmread(BytesIO(results(tmp_path)[0])).PixelData)
+    pixels[7] ^= 255
+    rewrite(tmp_path, PixelData=bytes(pixels))
+    [forged] = results(tmp_path)
+    claim = take(work)
+    with pytest.raises(UidCollision, match="other content under the UID"):
+        run_job(claim, archive, model, work, spool, "node")
+    assert results(tmp_path) == [forged]
+
+
+def test_a_damaged_spool_file_is_not_sent(
+    work: WorkLedger, archive: FolderArchive, spool: Spool, inbox: Path, tmp_path: Path
+) -> None:
+    model, claim = Bright(), take(work)
+    away = FolderArchive(inbox, inbox / "0.dcm" / "nowhere")
+    with pytest.raises(Exception, match="nowhere"):
+        run_job(claim, away, model, work, spool, "node")
+    work.failed(claim, ArchiveUnavailable("away"), 1)
+    [name] = waiting(tmp_path)
+    path = tmp_path / "spool" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    run_job(take(work), archive, model, work, spool, "node")
+    assert model.asked == 2
+    assert results(tmp_path) == [whole]
+
+
+def test_the_spool_is_its_owners_and_forgets_what_nobody_needs(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.put(b"one")
+    spool.put(b"two")
+    names = waiting(tmp_path)
+    assert all((tmp_path / "spool" / n).stat().st_mode & 0o777 == 0o600 for n in names)
+    assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
+    needed = {names[0].removesuffix(".dcm")}
+    spool.tidy(needed)
+    assert sorted(waiting(tmp_path)) == sorted(names)
+    monkeypatch.setattr("segnode_worker.spool._SETTLED_S", -1)
+    spool.tidy(needed)
+    assert waiting(tmp_path) == [names[0]]
+
+
+def test_a_spool_that_takes_nothing_says_so_and_keeps_no_half(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SpoolFull, match="No space left"):
+        spool.put(b"one")
+    assert waiting(tmp_path) == []
+
+
+def rewrite(tmp_path: Path, **changes: object) -> None:
+    [path] = (tmp_path / "out").glob("*.dcm")
+    dataset = dcmread(path)
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(path, enforce_file_format=True)
