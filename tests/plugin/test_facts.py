@@ -1,0 +1,153 @@
+"""Whatever a file made Orthanc say: facts, and a verdict with a reason."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView
+from segnode_contract.settings import Route
+from segnode_plugin.facts import SeriesFacts, series_facts
+from segnode_plugin.intake import Intake
+from segnode_plugin.routing import verdict
+
+from .test_intake import Archive, announce, settings
+
+ROUTES = (
+    Route(name="any CT", model="ct-tissue", modality="CT"),
+    Route(name="chest", model="ct-tissue", modality="CT", body_parts=("CHEST",), min_instances=3),
+)
+TAGS = {
+    "Modality": "CT",
+    "BodyPartExamined": "CHEST",
+    "ImageType": "ORIGINAL\\PRIMARY\\AXIAL",
+    "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2",
+}
+VALUES: tuple[Any, ...] = (
+    None,
+    "",
+    " ct ",
+    "\\" * 1000,
+    "CT\0",
+    "CT\r\nlevel=ERROR",
+    "\u202eTC",
+    "\ufffd" * 8,
+    "x" * 65536,
+    "<script>alert(1)</script>",
+    "CANARY^Name",
+    "LOCALIZER",
+    7,
+    1.5,
+    True,
+    [],
+    [{"CodeValue": "1"}],
+    {"Alphabetic": "x"},
+)
+
+
+class Index:
+    """One series as Orthanc gives it."""
+
+    def __init__(self, tags: dict[str, Any], metadata: Any = (), uid: str = "1.2.3") -> None:
+        self.answers = {
+            "/series/s": {"ParentStudy": "t", "MainDicomTags": {"SeriesInstanceUID": uid}},
+            "/series/s/instances": [
+                {"ID": str(n), "MainDicomTags": {"SOPInstanceUID": f"1.2.3.{n}"}} for n in range(3)
+            ],
+            "/studies/t": {"MainDicomTags": {"StudyInstanceUID": "1.2"}},
+            "/instances/0/simplified-tags": tags,
+            "/series/s/metadata": metadata,
+        }
+
+    def get(self, uri: str) -> Any:
+        return self.answers.get(uri)
+
+
+def facts_of(tags: dict[str, Any], metadata: Any = ()) -> SeriesFacts:
+    facts = series_facts(Index(tags, metadata), "s")
+    assert facts is not None
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        (TAGS, "every condition holds"),
+        (TAGS | {"Modality": " ct "}, "every condition holds"),
+        (TAGS | {"Modality": None}, "Modality is missing, CT is wanted"),
+        (TAGS | {"Modality": ["CT"]}, "Modality is missing, CT is wanted"),
+        ({}, "Modality is missing, CT is wanted"),
+        (TAGS | {"Modality": "SEG"}, "Modality is SEG, CT is wanted"),
+        (TAGS | {"BodyPartExamined": 7}, "Body Part Examined is missing, CHEST is wanted"),
+        (TAGS | {"ImageType": "ORIGINAL\\PRIMARY\\LOCALIZER"}, "Image Type says LOCALIZER"),
+        (TAGS | {"ImageType": None}, "every condition holds"),
+    ],
+)
+def test_a_verdict_says_what_decided(tags: dict[str, Any], reason: str) -> None:
+    assert verdict(ROUTES[1], facts_of(tags)).reason == reason
+
+
+def test_two_thousand_changes_of_tags_end_in_a_verdict() -> None:
+    dice = random.Random(7)
+    taken = 0
+    for _ in range(2000):
+        tags: dict[str, Any] = dict(TAGS)
+        for keyword in dice.sample(sorted(TAGS), dice.randint(1, 3)):
+            tags[keyword] = dice.choice(VALUES)
+        facts = facts_of(tags, dice.choice((None, [], ["ModifiedFrom"], {})))
+        verdicts = [verdict(route, facts) for route in ROUTES]
+        assert all(v.reason for v in verdicts)
+        taken += verdicts[0].taken
+    assert 50 < taken < 1950
+
+
+@pytest.mark.parametrize("missing", ["/series/s", "/series/s/instances", "/studies/t"])
+def test_a_series_that_left_meanwhile_has_no_facts(missing: str) -> None:
+    index = Index(TAGS)
+    del index.answers[missing]
+    assert series_facts(index, "s") is None
+
+
+@pytest.mark.xfail(reason="routing quotes any text", strict=True)
+@pytest.mark.parametrize("keyword", ["Modality", "BodyPartExamined"])
+@pytest.mark.parametrize("value", ["CANARY^Name", "<script>", "x" * 65536, "CT\r\nERROR"])
+def test_a_reason_quotes_a_code_and_no_other_text(keyword: str, value: str) -> None:
+    reason = verdict(ROUTES[1], facts_of(TAGS | {keyword: value})).reason
+    assert value.upper() not in reason
+    assert len(reason) < 200
+
+
+NO_UIDS = ("../../../system", "1." + "2" * 90, "1.2/3", "..", "", "CANARY", "1.2\0")
+
+
+@pytest.mark.xfail(reason="facts take what stands in a UID's place as a UID", strict=True)
+@pytest.mark.parametrize("uid", NO_UIDS)
+def test_a_series_with_a_uid_that_is_none_starts_nothing(uid: str) -> None:
+    facts = series_facts(Index(TAGS, uid=uid), "s")
+    assert facts is not None
+    assert not verdict(ROUTES[0], facts).taken
+
+
+class LongUid(Archive):
+    """An archive whose series have a UID that no column takes."""
+
+    def get(self, uri: str) -> Any:
+        found = super().get(uri)
+        if uri == "/series/7":
+            found["MainDicomTags"]["SeriesInstanceUID"] = "1." + "2" * 90
+        return found
+
+
+@pytest.mark.xfail(reason="facts take what stands in a UID's place as a UID", strict=True)
+def test_a_series_with_a_long_uid_is_decided_and_starts_nothing(ledger: Ledger) -> None:
+    """PostgreSQL takes 64 characters and no more."""
+    announce(ledger)
+    archive, notes = LongUid(), IntakeLedger(ledger)
+    intake = Intake(archive, notes, settings())
+    intake.tick()
+    archive.add("7", "1.7.1")
+    intake.tick()
+    assert notes.quiet(archive.archive_id(), 0) == []
+    assert LedgerView(ledger).jobs() == []
