@@ -94,10 +94,14 @@ class Intake:
     def _note_changes(self, archive_id: str) -> None:
         cursor = self._ledger.cursor(archive_id)
         last = self._archive.get("/changes?last")["Last"]
-        if cursor is None or cursor > last:
+        if cursor is None:
             every = self._archive.get("/series")
             log.info("archive read from the start", extra={"series": len(every)})
             self._ledger.note(archive_id, last, every)
+            return
+        if cursor > last:  # changes, or the newest resources, were deleted
+            self._ledger.note(archive_id, last, [])
+            self._rescanned = _NEVER
             return
         while cursor < last:
             page = self._archive.get(f"/changes?since={cursor}&limit={_BATCH}")

@@ -214,7 +214,7 @@ def finish_store(work: WorkLedger, held: Claim) -> None:
     volume = Measurement(segment=1, name="volume", value=3.5, unit="ml")
     work.made(held, [seg], Findings(measurements=(volume,)), "i" * 64)
     work.stored(held, uid)
-    work.confirmed(held, uid)
+    work.confirmed(held, seg)
 
 
 @pytest.fixture
@@ -348,10 +348,10 @@ def test_a_result_is_one_set(ledger: Ledger) -> None:
     ]
     work.made(held, objects, Findings(), "i" * 64)
     assert [known.role for known in work.known(held)] == ["SEG", "SR"]
-    work.confirmed(held, "2.0")
+    work.confirmed(held, objects[0])
     with pytest.raises(RuntimeError, match="1 of 2"):
         work.done(held, peak_mb=1)
-    work.confirmed(held, "2.1")
+    work.confirmed(held, objects[1])
     work.done(held, peak_mb=1)
     assert state(ledger, held.key) == "done"
 

@@ -75,7 +75,7 @@ def finish_job(ledger: Ledger) -> None:
         seg = ResultObject(role="SEG", instance_uid=f"{uid}.1", series_uid=uid, data=b"x")
         work.made(claim, [seg], FINDINGS, "i" * 64)
     with work.stage(claim, Stage.CONFIRM):
-        work.confirmed(claim, f"{uid}.1")
+        work.confirmed(claim, seg)
     work.done(claim, 100)
 
 

@@ -181,7 +181,7 @@ def _compare_jobs(state: _State, lease_s: float, compared: Comparison) -> None:
                     key,
                     f"The job is done, but {unproved or 'none'} of its {len(objects[key])} objects "
                     f"{'lack' if unproved else 'has'} a confirmation; restore the ledger's rows "
-                    "from a backup, or withdraw the job.",
+                    "from a backup.",
                 )
         elif job.state == JobState.RUNNING and (job.lease_until or 0) < state.now - lease_s:
             compared.found(
@@ -204,7 +204,7 @@ def _compare_jobs(state: _State, lease_s: float, compared: Comparison) -> None:
                 "job-twice",
                 key,
                 f"This job and {keys[0][:12]} are both done with {model} on the series "
-                f"{series_uids}, and neither is superseded; withdraw the older one.",
+                f"{series_uids}, and neither is superseded; only one can hold.",
             )
 
 
@@ -240,7 +240,7 @@ def _compare_results(
                 "result-missing",
                 result.instance_uid,
                 f"The archive lacks the {result.role} of job {result.job_key[:12]}; restore it "
-                "from a backup, or withdraw the job if it was deleted on purpose.",
+                "from a backup, unless it was deleted on purpose.",
             )
     for key, present in unproved.items():
         if any(present) and not all(present):

@@ -200,8 +200,8 @@ class DicomWebArchive:
         )
 
 
-def confirm(archive: Archive, study_uid: str, data: bytes) -> None:
-    """Read a stored instance back and compare it with what was sent.
+def confirm(archive: Archive, study_uid: str, data: bytes) -> bytes:
+    """Read a stored instance back, compare it with what was sent, and return it.
 
     An archive may write an object anew, so that equal content counts where the bytes differ.
 
@@ -218,6 +218,7 @@ def confirm(archive: Archive, study_uid: str, data: bytes) -> None:
         raise ArchiveUnavailable(f"The archive does not have the result {instance_uid} (yet).")
     if not same_content(kept, data):
         raise collision(instance_uid)
+    return kept
 
 
 def collision(instance_uid: str) -> UidCollision:

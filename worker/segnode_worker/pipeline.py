@@ -78,8 +78,8 @@ def run_job(  # noqa: PLR0917 # the job, and what it meets on its road
         objects = [_store(claim, archive, work, each, prove_other) for each in objects]
     with stage(Stage.CONFIRM):
         for each in objects:
-            confirm(archive, claim.study_uid, each.data)
-            work.confirmed(claim, each.instance_uid)
+            kept = confirm(archive, claim.study_uid, each.data)
+            work.confirmed(claim, replace(each, data=kept))
     spool.drop(each.digest for each in objects)
 
 

@@ -211,19 +211,25 @@ class WorkLedger:
 
     def stored(self, claim: Claim, instance_uid: str) -> None:
         """Record that the archive took an object."""
-        self._mark(claim, instance_uid, "stored_at")
+        self._mark(claim, instance_uid, stored_at=now_s())
 
-    def confirmed(self, claim: Claim, instance_uid: str) -> None:
-        """Record that an object was read back from the archive and compared."""
-        self._mark(claim, instance_uid, "confirmed_at")
+    def confirmed(self, claim: Claim, kept: ResultObject) -> None:
+        """Record that an object was read back from the archive and compared, as it is kept."""
+        self._mark(
+            claim,
+            kept.instance_uid,
+            confirmed_at=now_s(),
+            digest=kept.digest,
+            bytes=len(kept.data),
+        )
 
-    def _mark(self, claim: Claim, instance_uid: str, column: str) -> None:
+    def _mark(self, claim: Claim, instance_uid: str, **values: object) -> None:
         with self._ledger.write() as connection:
             _fenced(connection, claim)
             connection.execute(
                 update(schema.result)
                 .where(schema.result.c.instance_uid == instance_uid)
-                .values({column: now_s()})
+                .values(values)
             )
 
     def done(self, claim: Claim, peak_mb: int) -> None:
