@@ -8,7 +8,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from segnode_contract.errors import ArchiveUnavailable
-from segnode_contract.ledger import Ledger, LedgerView
+from segnode_contract.ledger import Ledger, LedgerView, WorkerLedger
 from segnode_contract.ledger.view import StageTime
 from segnode_contract.settings import load_settings
 from segnode_plugin.web.app import StudyWords, create_app
@@ -219,3 +219,14 @@ def test_the_viewer_is_told_which_overlay_to_show(pages: FlaskClient, ledger: Le
 )
 def test_an_address_that_names_nothing_is_not_found(pages: FlaskClient, address: str) -> None:
     assert pages.get(f"/segnode/{address}").status_code == 404
+
+
+def test_why_no_worker_takes_jobs_stands_on_the_first_page(
+    pages: FlaskClient, ledger: Ledger
+) -> None:
+    assert "No worker says that it lives" in pages.get("/segnode/").text
+    worker = WorkerLedger(ledger, "host/1")
+    worker.seen("ready")
+    assert "trouble" not in pages.get("/segnode/").text
+    worker.seen("no-space", "12 MB are free for results, 2048 MB are wanted")
+    assert "12 MB are free for results" in pages.get("/segnode/").text

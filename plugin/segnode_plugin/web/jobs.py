@@ -16,6 +16,8 @@ _UID = re.compile(r"[0-9.]{1,64}")
 _KEY = re.compile(r"[0-9a-f]{8,64}")
 _PER_PAGE = 50
 _LAST_PAGE = 100_000
+_SILENT_S = 90.0
+"""A worker speaks more often than this."""
 _UNITS = {"[hnsf'U]": "HU"}
 """UCUM as people write it."""
 
@@ -84,8 +86,22 @@ def _list(view: LedgerView, describe: Describe) -> str:
         counts=[(state, counts[state]) for state in JobState if state in counts],
         going_on=any(state in counts for state in OPEN_STATES),
         words={uid: describe(uid) for uid in {job.study_uid for job in shown}},
+        notices=_notices(view),
         now=view.now(),
     )
+
+
+def _notices(view: LedgerView) -> list[str]:
+    """Return what keeps workers from taking jobs, a sentence each."""
+    now = view.now()
+    alive = [worker for worker in view.workers() if now - worker.seen_at < _SILENT_S]
+    if not alive:
+        return ["No worker says that it lives; jobs wait until one does."]
+    return [
+        f"Worker {worker.name} takes no jobs until there is room: {worker.detail}."
+        for worker in alive
+        if worker.state != "ready"
+    ]
 
 
 def _job(view: LedgerView, describe: Describe, key: str) -> str:
