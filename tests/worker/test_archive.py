@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import ssl
+import subprocess
 import threading
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +17,7 @@ from pydicom import dcmread
 from pydicom.uid import JPEGLSLossless
 
 from segnode_cli.ct_series import as_file, ct_series
-from segnode_contract.errors import ArchiveUnavailable, SetupError, StoreRefused, UidCollision
+from segnode_contract.errors import ArchiveUnavailable, StoreRefused, UidCollision
 from segnode_worker.archive import DicomWebArchive, confirm
 from segnode_worker.segmentation import ResultIdentity, encode
 from segnode_worker.stack import stack_series
@@ -128,7 +131,7 @@ def test_a_wrong_password_names_its_cure(orthanc, stored, result):
         lambda: stranger.fetch_series(study_uid, series_uid),
         lambda: stranger.store(study_uid, result),
     ):
-        with pytest.raises(SetupError, match="password") as refused:
+        with pytest.raises(ArchiveUnavailable, match="password") as refused:
             ask()
         assert refused.value.code == "archive-password"
         assert "wrong" not in refused.value.sentence
@@ -152,7 +155,7 @@ def odd(free_port):
     """Start a server that gives one answer to everything, and return an archive at it."""
     servers = []
 
-    def start(status, body=b"", headers=(), timeout_s=5):
+    def start(status, body=b"", headers=(), timeout_s=5, certificate="", trusted=""):
         class Answer(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -178,11 +181,17 @@ def odd(free_port):
 
         seen, released = [], threading.Event()
         server = ThreadingHTTPServer(("127.0.0.1", free_port()), Answer)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            server.handle_error = lambda *_: None  # a handshake that is broken off
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         servers.append((server, thread, released))
-        url = f"http://127.0.0.1:{server.server_port}/dicom-web"
-        archive = DicomWebArchive(url, "worker", "secret", timeout_s=timeout_s)
+        scheme = "https" if certificate else "http"
+        url = f"{scheme}://127.0.0.1:{server.server_port}/dicom-web"
+        archive = DicomWebArchive(url, "worker", "secret", timeout_s=timeout_s, certificate=trusted)
         return archive, seen
 
     yield start
@@ -258,9 +267,9 @@ def test_an_answer_of_400_is_success_when_it_lists_our_uid(odd, made):
 
 def test_a_redirect_is_not_followed(odd, made):
     archive, seen = odd(302, headers=[("Location", "http://127.0.0.1:1/")])
-    with pytest.raises(SetupError, match="redirect"):
+    with pytest.raises(ArchiveUnavailable, match="redirect"):
         archive.fetch_series("1.2", "3.4")
-    with pytest.raises(SetupError, match="redirect"):
+    with pytest.raises(ArchiveUnavailable, match="redirect"):
         archive.store("1.2", made.data)
     assert seen == ["GET", "POST"]
 
@@ -282,3 +291,48 @@ def test_an_answer_that_breaks_off_is_worth_another_try(odd, kind, body, length)
     archive, _ = odd(200, body, headers)
     with pytest.raises(ArchiveUnavailable):
         archive.fetch_series("1.2", "3.4")
+
+
+_SELF_SIGNED = [
+    "openssl",
+    "req",
+    "-x509",
+    "-newkey",
+    "rsa:2048",
+    "-nodes",
+    "-days",
+    "1",
+    "-subj",
+    "/CN=pacs.example",
+]
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    """Two self-signed certificates with their keys, for a name that nothing here has."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    made = []
+    for name in ("ours", "strangers"):
+        pem, key = tmp_path / f"{name}.pem", tmp_path / f"{name}.key"
+        subprocess.run(
+            [*_SELF_SIGNED, "-keyout", key, "-out", pem],
+            check=True,
+            capture_output=True,
+        )
+        pem.write_text(pem.read_text() + key.read_text())
+        made.append(str(pem))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [("ours", True), ("strangers", False), ("none", False)]
+)
+def test_an_archive_is_known_by_its_own_certificate_alone(odd, certificates, given, taken):
+    trusted = dict(zip(("ours", "strangers"), certificates, strict=True)).get(given, "")
+    archive, _ = odd(404, certificate=certificates[0], trusted=trusted)
+    if taken:
+        assert archive.fetch_series("1.2", "1.2.3") == []
+    else:
+        with pytest.raises(ArchiveUnavailable, match="certificate is not the one"):
+            archive.fetch_series("1.2", "1.2.3")

@@ -13,11 +13,10 @@ from urllib.parse import quote
 
 import urllib3
 from pydicom import Dataset, dcmread
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
 from segnode_contract.errors import (
     ArchiveUnavailable,
-    SetupError,
     StoreRefused,
     TransientError,
     UidCollision,
@@ -97,9 +96,8 @@ class DicomWebArchive:
         Raises
         ------
         ArchiveUnavailable
-            If it does not answer, or breaks off.
-        SetupError
-            If it refuses the password, or does not speak DICOMweb at this address.
+            If it does not answer, breaks off, refuses the password, shows another certificate, or
+            does not speak DICOMweb at this address: somebody will mend it, and the job waits.
         """
         return self._get(f"/studies/{quote(study_uid)}/series/{quote(series_uid)}")
 
@@ -116,7 +114,7 @@ class DicomWebArchive:
         ------
         StoreRefused
             If the answer does not list the instance among those stored, whatever its status.
-        ArchiveUnavailable, SetupError
+        ArchiveUnavailable
             As `fetch_series`.
         """
         _, instance_uid = result_uids(data)
@@ -174,7 +172,7 @@ class DicomWebArchive:
 
     def _check_status(self, status: int) -> None:
         if status in (401, 403):
-            raise SetupError(
+            raise ArchiveUnavailable(
                 f"The archive at {self._url} refuses the worker's user ({status}); set its name "
                 "and password as the archive has them.",
                 code="archive-password",
@@ -187,13 +185,20 @@ class DicomWebArchive:
         if 300 <= status < 400:
             raise self._not_dicomweb(f"answers {status}, a redirect")
 
-    def _not_dicomweb(self, what: str) -> SetupError:
-        return SetupError(
+    def _not_dicomweb(self, what: str) -> ArchiveUnavailable:
+        return ArchiveUnavailable(
             f"The archive at {self._url} {what}; set the address of its DICOMweb root.",
             code="archive-address",
         )
 
     def _unavailable(self, error: HTTPError) -> ArchiveUnavailable:
+        reason = error.reason if isinstance(error, MaxRetryError) else error
+        if isinstance(reason, SSLError):
+            return ArchiveUnavailable(
+                f"The archive at {self._url} is not trusted: its certificate is not the one that "
+                "SEGNODE_ARCHIVE_CERTIFICATE names, nor does a public authority vouch for it.",
+                code="archive-certificate",
+            )
         return ArchiveUnavailable(
             f"The archive at {self._url} does not answer ({type(error).__name__}); see whether it "
             "runs and whether this is its address."
