@@ -26,7 +26,8 @@ SHA512 = (
     "5997719a9986eeba85816f5924b71b82bdd70ad2e2d4a0cd3e831a798e4f3dee"
     "a3e06e1f8c48e393271933a0ba664d85f3b04ac457e9abe8dde715d907d13c10"
 )
-TARGET = Path(__file__).parents[1] / ".cache" / f"ohif-{VERSION}-{PATCH}"
+CURRENT = Path(__file__).parents[1] / ".cache" / "ohif"
+TARGET = CURRENT.with_name(f"ohif-{VERSION}-{PATCH}")
 
 # what names other hosts, is served by us instead, or runs a model from another host (ort, 99 MB)
 _UNWANTED = ("sw.js", "google.js", "silent-refresh.html", "app-config.js", "_headers", "_redirects")
@@ -40,10 +41,11 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     target = Path(arguments[0]) if arguments else TARGET
-    if target.is_dir():
-        return 0
     try:
-        install(target)
+        if not target.is_dir():
+            install(target)
+        if not arguments:
+            point_to(target)
     except SetupError as error:
         print(f"segnode: {error.sentence}", file=sys.stderr)
         return 1
@@ -62,6 +64,14 @@ def install(target: Path) -> None:
         unpacked = Path(temporary) / "dist"
         unpack(package, unpacked)
         unpacked.rename(target)
+
+
+def point_to(target: Path) -> None:
+    """Let the name without a version, by which the node knows the viewer, mean this one."""
+    new = CURRENT.with_name(f".{CURRENT.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target.name)
+    new.replace(CURRENT)
 
 
 def fetch(folder: Path) -> bytes:

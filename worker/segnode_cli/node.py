@@ -16,7 +16,7 @@ from segnode_contract.settings import ROLES, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "orthanc-config"
-VIEWER = ROOT / ".cache" / "ohif-3.13.2-1"
+VIEWER = ROOT / ".cache" / "ohif"
 FREE_BYTES = 1 << 30
 _USER_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _BROKER = "redis"
