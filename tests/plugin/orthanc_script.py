@@ -53,8 +53,8 @@ def cookies() -> Response:
 
 
 @echo.get("/teapot")
-def refused() -> tuple[str, int]:
-    return "caf\u00e9 \u2026", 409
+def refused() -> Response:
+    return Response("caf\u00e9 \u2026", 409, content_type="text/plain; charset=utf-8")
 
 
 @echo.get("/raise")

@@ -211,7 +211,8 @@ def test_a_real_orthanc_asks_the_table(
     body = b"{}" if method in ("POST", "PUT") else None
     ours = {"Origin": f"http://127.0.0.1:{page_node.port}"}
     answer = page_node.ask(path, user=user, method=method, body=body, headers=ours)
-    assert answer.status == status
+    # Orthanc 1.12 redirects by 307
+    assert answer.status in ((301, 307) if status == 301 else (status,))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class RestOutput(Protocol):
     """What a REST callback answers with."""
 
     def AnswerBuffer(self, body: bytes, content_type: str) -> None: ...
-    def SendHttpStatus(self, status: int, body: str, size: int) -> None: ...
+    def SendHttpStatus(self, status: int, *body: bytes | str | int) -> None: ...
     def SendMethodNotAllowed(self, allowed: str) -> None: ...
     def SetHttpHeader(self, name: str, value: str) -> None: ...
     def Redirect(self, path: str) -> None: ...
@@ -156,7 +156,14 @@ def _send(output: RestOutput, body: bytes, status: int, headers: Headers) -> Non
         output.SendMethodNotAllowed(headers["Allow"])
     else:
         output.SetHttpHeader("Content-Type", content_type)
-        output.SendHttpStatus(_STATUS.get(status, status), body.decode(), len(body))
+        _send_status(output, _STATUS.get(status, status), body)
+
+
+def _send_status(output: RestOutput, status: int, body: bytes) -> None:
+    try:
+        output.SendHttpStatus(status, body)
+    except TypeError:  # plugin 4.0 wants text and its size
+        output.SendHttpStatus(status, body.decode(), len(body))
 
 
 def _without_host(location: str) -> str:

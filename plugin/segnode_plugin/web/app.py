@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flask import Blueprint, Flask, Response, render_template
+from flask import Blueprint, Flask, Response
 from werkzeug.exceptions import HTTPException
 
 from segnode_contract.errors import LedgerUnavailable
@@ -68,14 +68,19 @@ def _harden(response: Response) -> Response:
     return response
 
 
-def _ledger_unavailable(error: LedgerUnavailable) -> tuple[str, int]:
-    text = render_template("message.html", title="The ledger does not answer", text=error.sentence)
-    return text, 503
+def _ledger_unavailable(error: LedgerUnavailable) -> Response:
+    return _sentence(error.sentence, 503)
 
 
-def _refused(error: HTTPException) -> tuple[str, int, list[tuple[str, str]]] | HTTPException:
+def _refused(error: HTTPException) -> Response | HTTPException:
     if error.code is None or error.code < 400:
         return error  # a redirect
-    text = _SENTENCES.get(error.code, "The request was not understood.")
-    page = render_template("message.html", title=error.name, text=text)
-    return page, error.code, error.get_headers()
+    answer = _sentence(_SENTENCES.get(error.code, "The request was not understood."), error.code)
+    answer.headers.extend((k, v) for k, v in error.get_headers() if k != "Content-Type")
+    return answer
+
+
+def _sentence(text: str, status: int) -> Response:
+    # Orthanc 1.12 adds a Content-Type of its own to every refusal with a body, text/plain, and the
+    # browser takes the last one: HTML would show as its source
+    return Response(f"{text}\n", status=status, content_type="text/plain; charset=utf-8")
