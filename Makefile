@@ -3,7 +3,7 @@
 RUN_PACKAGES = ca-certificates python3-venv orthanc orthanc-python orthanc-dicomweb redis-server
 TEST_PACKAGES = chromium dicom3tools dcmtk postgresql docker-compose procps
 
-.PHONY: demo test bench setup clean
+.PHONY: demo test test-trixie bench setup test-setup clean
 
 demo: setup
 	@.venv/bin/segnode demo $(if $(STUDY),--study "$(STUDY)") $(if $(EXIT),--exit)
@@ -13,15 +13,21 @@ setup:
 	@setup/venv.sh plugin,worker,viewer
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python setup/ohif.py
 
-test:
+test-setup:
 	@setup/debian.sh $(RUN_PACKAGES) $(TEST_PACKAGES)
 	@setup/venv.sh plugin,worker,viewer,dev
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python setup/ohif.py
+
+test: test-setup
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/pytest
+
+test-trixie:
+	@setup/debian.sh debootstrap
+	@setup/trixie.sh "make test-setup && .venv/bin/pytest $(or $(TESTS),tests/plugin tests/system)"
 
 bench: setup
 	@.venv/bin/python tests/bench/bench.py
