@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_CODE = re.compile(r"[A-Z0-9_ ./-]{0,64}")
+"""As CS (PS3.5 6.2), and what is met in its place. Anything else may be a name."""
 
 
 class Index(Protocol):
@@ -38,17 +43,25 @@ def series_facts(index: Index, orthanc_id: str) -> SeriesFacts | None:
     tags = index.get(f"/instances/{instances[0]['ID']}/simplified-tags") or {}
     metadata = index.get(f"/series/{orthanc_id}/metadata") or []
     return SeriesFacts(
-        study_uid=study["MainDicomTags"]["StudyInstanceUID"],
-        series_uid=series["MainDicomTags"]["SeriesInstanceUID"],
+        study_uid=_uid(study, "StudyInstanceUID"),
+        series_uid=_uid(series, "SeriesInstanceUID"),
         modality=_text(tags, "Modality"),
         body_part=_text(tags, "BodyPartExamined"),
         image_type=tuple(_text(tags, "ImageType").split("\\")),
         sop_class_uid=_text(tags, "SOPClassUID"),
         copied=not {"AnonymizedFrom", "ModifiedFrom"}.isdisjoint(metadata),
-        instance_uids=tuple(item["MainDicomTags"]["SOPInstanceUID"] for item in instances),
+        instance_uids=tuple(_uid(item, "SOPInstanceUID") for item in instances),
     )
 
 
+def _uid(resource: dict[str, Any], keyword: str) -> str:
+    """Return a UID, empty where it is none (PS3.5 9.1): Orthanc takes any text, a path too."""
+    value = str(resource["MainDicomTags"].get(keyword, ""))
+    return value if len(value) <= 64 and _UID.fullmatch(value) else ""
+
+
 def _text(tags: dict[str, Any], keyword: str) -> str:
+    """Return values in capitals, with ``?`` for what is no code."""
     value = tags.get(keyword)
-    return value.strip().upper() if isinstance(value, str) else ""
+    parts = value.upper().split("\\") if isinstance(value, str) else [""]
+    return "\\".join(p.strip() if _CODE.fullmatch(p.strip()) else "?" for p in parts[:32])

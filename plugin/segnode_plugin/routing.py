@@ -23,6 +23,8 @@ def verdict(route: Route, facts: SeriesFacts) -> Verdict:
 
 
 def _refusal(route: Route, facts: SeriesFacts) -> str | None:
+    if not all((facts.study_uid, facts.series_uid, *facts.instance_uids)):
+        return "the UID of the study, of the series or of an image is none"
     if facts.modality != route.modality:
         return f"Modality is {facts.modality or 'missing'}, {route.modality} is wanted"
     made = _made_from_others(route, facts)

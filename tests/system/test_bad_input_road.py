@@ -251,14 +251,12 @@ def test_the_next_healthy_series_is_done_within_a_minute(
     assert job.state == "done"
 
 
-@pytest.mark.xfail(reason="facts take what stands in a UID's place as a UID", strict=True)
 def test_what_is_no_uid_becomes_no_address(outcome: Outcome) -> None:
     asked = [uid for job in outcome.jobs for uid in (job.study_uid, *job.series_uids)]
     assert [uid for uid in asked if not re.fullmatch(r"[0-9.]{1,64}", uid)] == []
     assert "archive-password" not in {job.error_code for job in outcome.jobs}
 
 
-@pytest.mark.xfail(reason="routing quotes a modality of any text", strict=True)
 def test_no_name_leaves_the_archive(node: Node, outcome: Outcome) -> None:
     places = [*(node.data / "logs").iterdir(), *node.data.glob("ledger.sqlite*")]
     places += [file for file in (node.data / "redis").rglob("*") if file.is_file()]
