@@ -116,7 +116,10 @@ def _parsed(files: Sequence[bytes]) -> list[Instance]:
         if size > _LARGEST_SERIES:
             raise _unsuitable("too-large", f"has more than {_LARGEST_SERIES} bytes of files")
     if not images:
-        raise _unsuitable("no-images", "has no images in the archive")
+        raise _unsuitable(
+            "no-images",
+            "has no images in the archive: it was deleted, or its UID stands in two studies",
+        )
     return images
 
 
