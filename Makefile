@@ -3,7 +3,7 @@
 RUN_PACKAGES = ca-certificates python3-venv orthanc orthanc-python orthanc-dicomweb redis-server
 TEST_PACKAGES = chromium dicom3tools dcmtk postgresql docker-compose procps
 
-.PHONY: demo test test-trixie bench setup test-setup clean
+.PHONY: demo test test-trixie faults fuzz bench setup test-setup clean
 
 demo: setup
 	@.venv/bin/segnode demo $(if $(STUDY),--study "$(STUDY)") $(if $(EXIT),--exit)
@@ -28,6 +28,12 @@ test: test-setup
 test-trixie:
 	@setup/debian.sh debootstrap
 	@setup/trixie.sh "make test-setup && .venv/bin/pytest $(or $(TESTS),tests/plugin tests/system)"
+
+faults: test-setup
+	@.venv/bin/python -m tests.faults.matrix $(FAULTS)
+
+fuzz: test-setup
+	@SEGNODE_FUZZ=1 .venv/bin/pytest -q tests/worker/test_fuzz.py
 
 bench: setup
 	@.venv/bin/python tests/bench/bench.py
