@@ -17,11 +17,6 @@ from .browser import CHROMIUM, Viewer, logged_in, open_viewer, running_chromium
 from .viewer_node import PLUGINS, ViewerNode, running_node
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # each image of highdicom 0.28 has a database in memory; Python 3.13 wants it closed
-    config.addinivalue_line("filterwarnings", "ignore:unclosed database:ResourceWarning")
-
-
 def need(present: object, what: str) -> None:
     """Go on only where a part of the road is `present`."""
     if present:
