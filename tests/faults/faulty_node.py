@@ -117,15 +117,19 @@ class FaultyNode:
     """What was sent since `begin`."""
     differs: set[str] = field(default_factory=set)
     """What `segnode verify` has found before."""
+    ending: set[int] = field(default_factory=set)
+    """Processes that were asked to end."""
     since: float = 0.0
     """When the injury happened, or ended: recovery is counted from here."""
+    took: float | None = None
+    """Seconds from the injury to the last result, as soon as it is there."""
 
     # what a trial does
 
     def begin(self) -> None:
         """Begin a trial."""
         self.trial = []
-        self.since = time.monotonic()
+        self.injured()
 
     def send(self, series: Series, count: int | None = None, start: int = 0) -> None:
         """Send images ``[start:count]`` by C-STORE; all of them must be taken."""
@@ -154,9 +158,22 @@ class FaultyNode:
             self.trial.append(series)
         self.injured()
 
+    def send_until_taken(self, series: Series, seconds: float = 60.0) -> None:
+        """Send all images, and again as a modality does as long as they are not taken."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.send(series)
+                return
+            except Unwell:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
     def injured(self) -> None:
         """Note that the injury was now."""
         self.since = time.monotonic()
+        self.took = None
 
     def struck(self, point: str, seconds: float = 40.0) -> int:
         """Wait until a process was struck at `point`; return its id."""
@@ -164,20 +181,23 @@ class FaultyNode:
         self.injured()
         return self.points.hit(point) or 0
 
-    def settle(self, seconds: float) -> float | None:
-        """Wait for the end of all that was sent.
+    def meanwhile(self, seconds: float) -> None:
+        """Let time pass, and note when all that was sent has its result."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if self.took is None and all(self._ended(series) for series in self.trial):
+                self.took = time.monotonic() - self.since
+            time.sleep(min(0.2, left))
 
-        Returns
-        -------
-        float or None
-            Seconds from the injury to the last result; None where one did not come.
-        """
+    def settle(self, seconds: float) -> None:
+        """Wait for the end of all that was sent."""
         open_series = list(self.trial)
         deadline = time.monotonic() + seconds
         while open_series and time.monotonic() < deadline:
             open_series = [series for series in open_series if not self._ended(series)]
             time.sleep(0.1)
-        took = None if open_series else time.monotonic() - self.since
+        if not open_series and self.took is None:
+            self.took = time.monotonic() - self.since
         uids = {series.study_uid for series in self.trial}
         while time.monotonic() < deadline + 10:
             jobs = self.jobs()
@@ -186,7 +206,6 @@ class FaultyNode:
             ):
                 break
             time.sleep(0.2)
-        return took
 
     def jobs(self) -> list[JobRow] | None:
         """Return the newest jobs, None while the ledger does not answer."""
@@ -234,7 +253,12 @@ class FaultyNode:
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal; supervisor starts the process anew when it ends."""
-        os.kill(self.pid(name), number)
+        self.end([self.pid(name)], number)
+
+    def end(self, pids: Sequence[int], number: signal.Signals) -> None:
+        """End processes; `heal` waits until they are gone, which a graceful end takes time for."""
+        send_signal(pids, number)
+        self.ending.update(pids)
         self.injured()
 
     def worker_tree(self) -> list[int]:
@@ -275,6 +299,8 @@ class FaultyNode:
         """
         self.points.clear()
         self.archive.mend()
+        wait_for(lambda: not any(map(command_line, self.ending)), seconds, "an end")
+        self.ending.clear()
         self.broker.delay_s, self.broker.cut = 0.0, False
         for name in ("redis", "orthanc", "worker"):
             if self.pid(name):

@@ -22,10 +22,12 @@ from itertools import groupby
 from pathlib import Path
 
 from segnode_cli.servers import program
+from segnode_contract.ledger.view import JobRow
 
 from . import on_archive, on_servers, on_workers
 from .databases import postgresql, programs
 from .faulty_node import PRODUCTION, SHORT, FaultyNode, Unwell, faulty_node
+from .judge import ArchiveAway
 from .table import ROWS, Row
 
 __all__ = ["on_archive", "on_servers", "on_workers"]
@@ -50,6 +52,8 @@ class Outcome:
     """Differences of ledger and archive that `segnode verify` found."""
     seconds: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    """How jobs ended that need not give a result."""
     skipped: str = ""
 
     @property
@@ -63,7 +67,8 @@ class Outcome:
         middle = f"{statistics.median(self.seconds):6.1f}" if self.seconds else "     -"
         most = f"{max(self.seconds):6.1f}" if self.seconds else "     -"
         counts = f"{self.lost:5} {self.doubled:8} {self.half_stored:12} {self.verify:7}"
-        return f"{self.fault:4} {self.point:52} {self.times:5} {counts} {middle} {most}"
+        ends = ", ".join(f"{count} {end}" for end, count in Counter(self.ends).items())
+        return f"{self.fault:4} {self.point:52} {self.times:5} {counts} {middle} {most}  {ends}"
 
 
 HEAD = (
@@ -148,17 +153,17 @@ def try_once(row: Row, node: FaultyNode, outcome: Outcome) -> bool:
     node.begin()
     try:
         row.strike(node)
-        took = node.settle(row.limit_s)
+        node.settle(row.limit_s)
         node.heal()
-    except Unwell as error:
+        time.sleep(SETTLED_S)
+        findings = node.judge.findings(node.trial)
+    except (Unwell, ArchiveAway) as error:
         outcome.lost += 1
         outcome.notes.append(f"try {outcome.times}: {error}")
         return False
-    time.sleep(SETTLED_S)
-    if took is not None:
-        outcome.seconds.append(took)
-    findings = node.judge.findings(node.trial)
-    late = took is None and not any(finding.kind == "lost" for finding in findings)
+    if node.took is not None:
+        outcome.seconds.append(node.took)
+    late = node.took is None and not any(finding.kind == "lost" for finding in findings)
     if late:
         outcome.notes.append(f"try {outcome.times}: came after more than {row.limit_s:g} s")
     counts = Counter(finding.kind for finding in findings)
@@ -170,7 +175,12 @@ def try_once(row: Row, node: FaultyNode, outcome: Outcome) -> bool:
         job = node.job(series) if series else None
         said = f"{job.state}, {job.error_code}, {job.error_stage}" if job else "no job"
         outcome.notes.append(f"try {outcome.times}: {finding.kind}: {finding.text} (job: {said})")
+    outcome.ends += [_end(node.job(series)) for series in node.trial if series.codes]
     return True
+
+
+def _end(job: JobRow | None) -> str:
+    return (job.error_code or job.state) if job else "no job"
 
 
 def verify(node: FaultyNode, differs: Collection[str], outcome: Outcome) -> None:

@@ -113,7 +113,7 @@ def orthanc_at(point: str, number: signal.Signals, site: FaultyNode) -> None:
 
 def orthanc_in_intake(point: str, site: FaultyNode) -> None:
     site.points.arm(point, "kill")
-    site.send(small_series())
+    site.send_until_taken(small_series())
     site.struck(point)
 
 
@@ -354,7 +354,7 @@ def right_worker_beside(site: FaultyNode) -> None:
         tree = [second.pid] if child in descendants(second.pid) else [site.pid("worker")]
         tree = [pid for top in tree for pid in (top, *descendants(top))]
         send_signal(tree, signal.SIGSTOP)
-        time.sleep(site.limits.lease_s * 1.7)
+        site.meanwhile(site.limits.lease_s * 1.7)
         send_signal(tree, signal.SIGCONT)
         site.settle(60)
 
@@ -363,6 +363,6 @@ for shift in ("ahead", "behind"):
     for name, strike in {
         "a study": just_a_study,
         "child killed in infer": just_a_death,
-        "one of two workers stopped, the other's clock right": right_worker_beside,
+        "stopped beside a right clock": right_worker_beside,
     }.items():
         row("F22", f"clock 1 h {shift}: {name}", strike, site=f"clock {shift}", limit_s=90)

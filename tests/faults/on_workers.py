@@ -96,22 +96,20 @@ row("F1", "child killed: in store", kill_child_in_store)
 
 
 def strike_before(victims: Victims, number: signal.Signals, site: FaultyNode) -> None:
-    send_signal(victims(site), number)
+    site.end(victims(site), number)
     site.send(small_series())
 
 
 def strike_in_infer(victims: Victims, number: signal.Signals, site: FaultyNode) -> None:
     _held_in_infer(site)
-    send_signal(victims(site), number)
-    site.injured()
+    site.end(victims(site), number)
     time.sleep(0.5)
     site.points.release("model")
 
 
 def strike_in_store(victims: Victims, number: signal.Signals, site: FaultyNode) -> None:
     _held_in_store(site)
-    send_signal(victims(site), number)
-    site.injured()
+    site.end(victims(site), number)
     time.sleep(0.5)
     site.archive.released.set()
 
@@ -120,8 +118,7 @@ def strike_after_store(victims: Victims, number: signal.Signals, site: FaultyNod
     site.points.arm("store.after", "hold")
     site.send(small_series())
     site.struck("store.after")
-    send_signal(victims(site), number)
-    site.injured()
+    site.end(victims(site), number)
     site.points.release("store.after")
 
 
@@ -129,8 +126,7 @@ def strike_before_ack(victims: Victims, number: signal.Signals, site: FaultyNode
     site.points.arm("done.after", "hold")
     site.send(small_series())
     site.struck("done.after")
-    send_signal(victims(site), number)
-    site.injured()
+    site.end(victims(site), number)
     site.points.release("done.after")
 
 
@@ -193,7 +189,7 @@ def freeze_child(point: str, site: FaultyNode) -> None:
     site.points.arm(point, "stop")
     site.send(small_series())
     child = site.struck(point)
-    time.sleep(site.limits.lease_s * 1.7)
+    site.meanwhile(site.limits.lease_s * 1.7)
     continue_(child)
 
 
@@ -269,7 +265,7 @@ def frozen_worker(point: str, site: FaultyNode) -> None:
         other = [second.pid, *descendants(second.pid)]
         tree = other if child in other else site.worker_tree()
         send_signal(tree, signal.SIGSTOP)
-        time.sleep(site.limits.lease_s * 1.7)
+        site.meanwhile(site.limits.lease_s * 1.7)
         send_signal(tree, signal.SIGCONT)
         site.settle(60)
 
