@@ -10,21 +10,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from segnode_cli.ct_series import ct_series
-from segnode_cli.jobs import view_of
+from segnode_cli.jobs import ledger_of, view_of
 from segnode_cli.node import CONFIG, Node, prepare
 from segnode_cli.phantom import Phantom, chest_phantom
 from segnode_cli.send import Peer, send_paths
 from segnode_cli.servers import program
 from segnode_cli.supervise import check_programs, running
 from segnode_contract.errors import SetupError
-from segnode_contract.ledger.view import Job
+from segnode_contract.ledger.view import Job, JobRow
 from segnode_contract.settings import load_settings
 
 from .conftest import need
 
-SHORT = {"quiet_s = 5 ": "quiet_s = 1 ", "lease_s = 60 ": "lease_s = 60\nstop_s = 4\nring_s = 3 "}
+SHORT = {
+    "quiet_s = 5 ": "quiet_s = 1 ",
+    "ring_s = 30 ": "ring_s = 3 ",
+    "stop_s = 40 ": "stop_s = 4 ",
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +39,11 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     except SetupError as error:
         need(False, error.sentence)
     folder = tmp_path_factory.mktemp("lost")
-    text = (CONFIG / "segnode.toml").read_text()
+    words = (CONFIG / "segnode.toml").read_text()
     for usual, short in SHORT.items():
-        assert usual in text
-        text = text.replace(usual, short)
-    (folder / "segnode.toml").write_text(text)
+        assert usual in words
+        words = words.replace(usual, short)
+    (folder / "segnode.toml").write_text(words)
     config = folder / "segnode.toml"
     node = prepare(folder / "node", config, load_settings(config))
     with running(node, 2, print):
@@ -50,9 +55,13 @@ def phantom() -> Phantom:
     return chest_phantom()
 
 
+def supervisor(node: Node, *order: str) -> str:
+    ask = [program("supervisorctl"), "-c", str(node.data / "supervisord.conf"), *order]
+    return subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+
+
 def parent(node: Node) -> int:
-    ask = [program("supervisorctl"), "-c", str(node.data / "supervisord.conf"), "pid", "worker"]
-    return int(subprocess.run(ask, capture_output=True, text=True, check=True).stdout)
+    return int(supervisor(node, "pid", "worker"))
 
 
 def model_process(node: Node) -> int:
@@ -62,14 +71,20 @@ def model_process(node: Node) -> int:
     return found
 
 
-def job_at_the_model(node: Node, phantom: Phantom, folder: Path) -> str:
-    """Send a series and hold the model process in the middle of it; return the job's key."""
+def send(node: Node, phantom: Phantom, folder: Path) -> str:
+    """Send a series, and return its Study Instance UID."""
     for number, image in enumerate(
         ct_series(phantom.hu, spacing_mm=phantom.spacing_mm, seed=str(folder))
     ):
         image.save_as(folder / f"{number}.dcm", enforce_file_format=True)
     sent = send_paths([folder], Peer(aet="SEGNODE", host="127.0.0.1", port=node.dicom_port))
     [study_uid] = sent.study_uids
+    return study_uid
+
+
+def job_at_the_model(node: Node, phantom: Phantom, folder: Path) -> str:
+    """Send a series and hold the model process in the middle of it; return the job's key."""
+    study_uid = send(node, phantom, folder)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with view_of(node.data) as view:
@@ -144,3 +159,39 @@ def test_a_killed_model_process_is_started_anew_under_its_job(
         ("failed", "model-process-died"),
         ("done", None),
     ]
+
+
+def test_an_upgrade_with_a_job_waiting_loses_nothing(
+    node: Node, phantom: Phantom, tmp_path: Path
+) -> None:
+    supervisor(node, "stop", "worker")
+    study_uid = send(node, phantom, tmp_path)
+    [queued] = wait_for_jobs(node, study_uid, bool)
+    key = queued.key
+    assert queued.state == "queued"
+    with ledger_of(node.data) as ledger, ledger.write() as connection:
+        # as if another version of the model had been there until an hour ago
+        connection.execute(
+            text("update model set digest = 'old', announced_at = announced_at - 3600")
+        )
+        connection.execute(text("pragma defer_foreign_keys = on"))
+        for table, column in (("job", "key"), ("outbox", "job_key"), ("event", "job_key")):
+            connection.execute(
+                text(f"update {table} set {column} = 'old' where {column} = :key"), {"key": key}
+            )
+        connection.execute(text("update job set model_digest = 'old' where key = 'old'"))
+    supervisor(node, "start", "worker")
+    jobs = wait_for_jobs(node, study_uid, lambda jobs: any(job.state == "done" for job in jobs))
+    assert sorted(job.state for job in jobs) == ["done", "superseded"]
+    assert next(job for job in jobs if job.state == "superseded").model_digest == "old"
+
+
+def wait_for_jobs(node: Node, study_uid: str, hold: Callable[[list[JobRow]], object]) -> list[JobRow]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with view_of(node.data) as view:
+            jobs = view.jobs(study_uid=study_uid)
+        if hold(jobs):
+            return jobs
+        time.sleep(0.2)
+    raise AssertionError(f"not within a minute: {jobs}")

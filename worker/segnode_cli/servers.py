@@ -33,8 +33,8 @@ def write_settings(node: Node, programs: Mapping[str, str], workers: int, socket
 def orthanc_settings(node: Node) -> dict[str, Any]:
     """Return Orthanc's configuration: `orthanc-config/orthanc.json` and what this node adds.
 
-    Orthanc 1.10 binds every address whatever it is told, and turns away by the peer's address:
-    HTTP by `RemoteAccessAllowed`, DICOM by `DicomCheckModalityHost`.
+    Orthanc up to 1.12.7 binds every address whatever it is told, and turns away by the peer's
+    address: HTTP by `RemoteAccessAllowed`, DICOM by `DicomCheckModalityHost`.
     """
     settings = node.settings
     base: dict[str, Any] = json.loads((CONFIG / "orthanc.json").read_text(encoding="utf-8"))

@@ -53,7 +53,12 @@ class Ledger:
             If the database does not answer.
         """
         ledger = cls(url)
-        found, wanted = ledger.schema_version(), _head()
+        wanted = _head()
+        try:
+            found = ledger.schema_version()
+        except LedgerUnavailable:
+            ledger.close()
+            raise
         if found != wanted:
             ledger.close()
             raise LedgerSchemaError(
