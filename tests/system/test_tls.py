@@ -35,22 +35,35 @@ _OPENSSL = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days",
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The demo's node, with a certificate that names another host."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tls")
+
+
+@pytest.fixture(scope="module")
+def crashes(folder: Path) -> bool:
+    """Whether this Orthanc ends at HTTPS."""
     try:
         orthanc = check_programs()["Orthanc"]
     except SetupError as error:
         need(False, error.sentence)
-    folder = tmp_path_factory.mktemp("tls")
-    certificate = self_signed(folder, "pacs.example")
-    if ends_at_https(orthanc, folder, certificate):
-        pytest.skip(_CRASH)
+    return ends_at_https(orthanc, folder, self_signed(folder, "pacs.example"))
+
+
+@pytest.fixture(scope="module")
+def prepared(folder: Path, crashes: bool) -> Node:
+    """The demo's node, with a certificate that names another host."""
     config = folder / "segnode.toml"
     demo = (CONFIG / "demo.toml").read_text()
-    config.write_text(demo.replace('certificate = ""', f'certificate = "{certificate}"'))
-    node = prepare(folder / "data", config, load_settings(config))
-    with running(node, 1, print):
-        yield node
+    config.write_text(demo.replace('certificate = ""', f'certificate = "{folder}/node.pem"'))
+    return prepare(folder / "data", config, load_settings(config))
+
+
+@pytest.fixture(scope="module")
+def node(prepared: Node, crashes: bool) -> Iterator[Node]:
+    if crashes:
+        pytest.skip(_CRASH)
+    with running(prepared, 1, print):
+        yield prepared
 
 
 def self_signed(folder: Path, host: str) -> Path:
@@ -126,3 +139,15 @@ def test_who_does_not_know_the_certificate_turns_away(node: Node) -> None:
 def test_nothing_answers_without_tls(node: Node) -> None:
     with pytest.raises((OSError, urllib.error.HTTPError)):
         urllib.request.urlopen(node.url.replace("https", "http", 1) + "/segnode/", timeout=10)
+
+
+def test_an_orthanc_that_cannot_serve_https_is_named_with_a_cure(
+    prepared: Node, crashes: bool
+) -> None:
+    if not crashes:
+        pytest.skip("this Orthanc serves HTTPS")
+    with (
+        pytest.raises(SetupError, match=r"cannot serve HTTPS.*put a proxy with TLS in front"),
+        running(prepared, 1, print),
+    ):
+        pass

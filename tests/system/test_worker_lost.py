@@ -186,7 +186,9 @@ def test_an_upgrade_with_a_job_waiting_loses_nothing(
     assert next(job for job in jobs if job.state == "superseded").model_digest == "old"
 
 
-def wait_for_jobs(node: Node, study_uid: str, hold: Callable[[list[JobRow]], object]) -> list[JobRow]:
+def wait_for_jobs(
+    node: Node, study_uid: str, hold: Callable[[list[JobRow]], object]
+) -> list[JobRow]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with view_of(node.data) as view:
