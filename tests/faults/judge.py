@@ -50,7 +50,7 @@ class Judge:
 
     def has_result(self, series: Series) -> bool:
         """Return whether a result covers what was sent last of `series`."""
-        return any(_covered(seg) == series.contents[-1] for seg, _ in self._segs(series))
+        return any(_covered(seg) == series.contents[-1] for seg, _ in self.results(series))
 
     def findings(self, sent: Iterable[Series]) -> list[Finding]:
         """Return what is wrong with what became of `sent`."""
@@ -65,6 +65,18 @@ class Judge:
             for uid in sorted(found - known)
         ]
 
+    def results(self, series: Series) -> list[tuple[Dataset, bytes]]:
+        """Return all results in the study; an object that cannot be read is an empty one."""
+        found = []
+        for one in self._search(f"/studies/{series.study_uid}/series"):
+            uid = _text(one, "0020000E")
+            if _text(one, "00080060") == "CT" or uid == series.series_uid:
+                continue
+            for instance in sorted(self._instances(series.study_uid, uid)):
+                file = self._file(f"/studies/{series.study_uid}/series/{uid}/instances/{instance}")
+                found.append((parsed(file), file))
+        return found
+
     def _of(self, series: Series) -> list[Finding]:
         def finding(kind: str, text: str) -> Finding:
             return Finding(kind=kind, series_uid=series.series_uid, text=text)
@@ -74,10 +86,10 @@ class Judge:
         if missing:
             wrong.append(finding("lost", f"{len(missing)} images are not in the archive"))
         results: Counter[frozenset[str]] = Counter()
-        for seg, file in self._segs(series):
-            flaw = _flaw(seg, file, series)
-            if flaw:
-                wrong.append(finding("half-stored", flaw))
+        for seg, file in self.results(series):
+            seen = flaw(seg, file, series)
+            if seen:
+                wrong.append(finding("half-stored", seen))
             results[_covered(seg)] += 1
         for content, count in results.items():
             if content not in series.contents:
@@ -87,18 +99,6 @@ class Judge:
         if not results[series.contents[-1]] and not series.codes:
             wrong.append(finding("lost", "no result"))
         return wrong
-
-    def _segs(self, series: Series) -> list[tuple[Dataset, bytes]]:
-        """Return all results in the study; an object that cannot be read is an empty one."""
-        found = []
-        for one in self._search(f"/studies/{series.study_uid}/series"):
-            uid = _text(one, "0020000E")
-            if _text(one, "00080060") == "CT" or uid == series.series_uid:
-                continue
-            for instance in sorted(self._instances(series.study_uid, uid)):
-                file = self._file(f"/studies/{series.study_uid}/series/{uid}/instances/{instance}")
-                found.append((_parsed(file), file))
-        return found
 
     def _instances(self, study_uid: str, series_uid: str) -> frozenset[str]:
         rows = self._search(f"/studies/{study_uid}/series/{series_uid}/instances")
@@ -137,7 +137,8 @@ class Judge:
             link.close()
 
 
-def _parsed(file: bytes) -> Dataset:
+def parsed(file: bytes) -> Dataset:
+    """Return a Part 10 file as a data set, an empty one where it cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -155,7 +156,7 @@ def _covered(seg: Dataset) -> frozenset[str]:
     )
 
 
-def _flaw(seg: Dataset, file: bytes, series: Series) -> str:
+def flaw(seg: Dataset, file: bytes, series: Series) -> str:
     """Return what is not whole about a result, empty if nothing."""
     if not file or seg.get("SOPClassUID") != _SEG:
         return "an object that is no readable Segmentation"

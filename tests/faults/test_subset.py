@@ -11,7 +11,9 @@ from segnode_cli.supervise import check_programs
 from segnode_contract.errors import SetupError
 
 from .faulty_node import FaultyNode, faulty_node
+from .judge import flaw, parsed
 from .matrix import Outcome, chosen, try_once, verify
+from .phantom import small_series
 from .table import Row
 
 ROWS = chosen(
@@ -55,6 +57,24 @@ def test_nothing_is_lost_doubled_or_half_stored(node: FaultyNode, row: Row) -> N
     outcome = Outcome(fault=row.fault, point=row.point)
     try_once(row, node, outcome)
     assert outcome.clean, outcome.notes
+
+
+def test_the_judge_sees_what_is_not_whole(node: FaultyNode) -> None:
+    series = small_series()
+    node.begin()
+    node.send(series)
+    node.settle(60)
+    [(seg, file)] = node.judge.results(series)
+    assert flaw(seg, file, series) == ""
+    assert "no readable" in flaw(parsed(file[:200]), file[:200], series)
+    short = parsed(file[:-2000])
+    assert "not decoded" in flaw(short, file[:-2000], series)
+    empty = parsed(file)
+    empty.PixelData = bytes(len(empty.PixelData))
+    assert "0 voxels of body" in flaw(empty, file, series)
+    part = parsed(file)
+    del part.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0]
+    assert "not among those covered" in flaw(part, file, series)
 
 
 def test_ledger_and_archive_agree_after_all(node: FaultyNode) -> None:
