@@ -88,7 +88,7 @@ class CeleryBell:
 
     def waiting(self, lane: str) -> int:
         """Return how many rings of a lane no worker has taken yet; raises as `ring`."""
-        with _translated(), self._app.connection_for_write() as connection:
+        with _translated(), self._app.pool.acquire(block=True) as connection:
             queue = connection.default_channel.queue_declare(lane)
             return int(queue.message_count)
 

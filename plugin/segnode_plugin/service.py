@@ -1,4 +1,4 @@
-"""The thread in which intake and dispatch run, beside Orthanc's own."""
+"""The threads in which intake and dispatch run, beside Orthanc's own."""
 
 from __future__ import annotations
 
@@ -14,38 +14,42 @@ _TICK_S = 0.5
 
 
 class Service:
-    """Calls every step each half second."""
+    """Calls every step each half second, each in its own thread: a slow one delays no other."""
 
     def __init__(self, steps: Sequence[Callable[[], None]]) -> None:
-        self._steps = steps
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="segnode", daemon=True)
-        self._trouble: dict[int, str] = {}
+        self._threads = [
+            threading.Thread(target=self._run, args=(step,), name="segnode", daemon=True)
+            for step in steps
+        ]
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the thread after the step at hand."""
+        """End the threads after the steps at hand."""
         self._stop.set()
-        self._thread.join(10)
+        for thread in self._threads:
+            thread.join(10)
 
-    def _run(self) -> None:
+    def _run(self, step: Callable[[], None]) -> None:
+        before = ""
         while not self._stop.is_set():
-            for number, step in enumerate(self._steps):
-                self._call(number, step)
+            trouble = _trouble_of(step)
+            if trouble != before:
+                log.warning(trouble or "working again")
+            before = trouble
             self._stop.wait(_TICK_S)
 
-    def _call(self, number: int, step: Callable[[], None]) -> None:
-        try:
-            step()
-            trouble = ""
-        except SegnodeError as error:
-            trouble = f"{error.code}: {error.sentence}"
-        except Exception as error:  # the loop must outlive any fault; the next tick tries again
-            # its text may quote a DICOM file
-            trouble = f"internal: {type(error).__name__}"
-        if trouble != self._trouble.get(number, ""):
-            log.warning(trouble or "working again")
-            self._trouble[number] = trouble
+
+def _trouble_of(step: Callable[[], None]) -> str:
+    try:
+        step()
+    except SegnodeError as error:
+        return f"{error.code}: {error.sentence}"
+    except Exception as error:  # the loop must outlive any fault; the next tick tries again
+        # its text may quote a DICOM file
+        return f"internal: {type(error).__name__}"
+    return ""

@@ -234,21 +234,21 @@ def answer_of(**sequences):
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "error", "words"),
     [
-        (b"", "did not say what it stored"),
-        (b"<html>", "did not say what it stored"),
-        (b"[1]", "did not say what it stored"),
-        (b"{}", "without a reason"),
-        (answer_of(failed=[]), "without a reason"),
-        (answer_of(stored=[("1.2.3", None)]), "without a reason"),
-        (answer_of(failed=[("OURS", 0x0110)]), "for the reason 0110H"),
+        (b"", ArchiveUnavailable, "did not say what it stored"),
+        (b"<html>", ArchiveUnavailable, "did not say what it stored"),
+        (b"[1]", ArchiveUnavailable, "did not say what it stored"),
+        (b"{}", ArchiveUnavailable, "without a reason"),
+        (answer_of(failed=[]), ArchiveUnavailable, "whether its disk is full"),
+        (answer_of(stored=[("1.2.3", None)]), ArchiveUnavailable, "without a reason"),
+        (answer_of(failed=[("OURS", 0x0110)]), StoreRefused, "for the reason 0110H"),
     ],
 )
-def test_an_answer_of_200_is_no_success_without_our_uid(odd, made, body, words):
+def test_an_answer_of_200_is_no_success_without_our_uid(odd, made, body, error, words):
     uid = dcmread(BytesIO(made.data)).SOPInstanceUID.encode()
     archive, _ = odd(200, body.replace(b"OURS", uid))
-    with pytest.raises(StoreRefused, match=words):
+    with pytest.raises(error, match=words):
         archive.store("1.2", made.data)
 
 

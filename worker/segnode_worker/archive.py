@@ -256,7 +256,7 @@ def _check_stored(text: bytes, instance_uid: str, status: int) -> None:
     try:
         answer = Dataset.from_json(json.loads(text))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise StoreRefused(
+        raise ArchiveUnavailable(
             f"The archive answered {status} to the result {instance_uid} and did not say what it "
             "stored; see its log."
         ) from error
@@ -265,11 +265,12 @@ def _check_stored(text: bytes, instance_uid: str, status: int) -> None:
     reason = _listed(answer, "FailedSOPSequence").get(instance_uid)
     said = "without a reason" if reason is None else f"for the reason {reason:04X}H"
     refusal: type[StoreRefused | TransientError] = StoreRefused
-    if reason is not None and reason >> 8 == _OUT_OF_RESOURCES:
+    # Orthanc names neither object nor reason when its disk is full
+    if reason is None or reason >> 8 == _OUT_OF_RESOURCES:
         refusal = ArchiveUnavailable
     raise refusal(
         f"The archive answered {status} and did not store the result {instance_uid}, {said}; see "
-        "its log, and whether it takes Segmentation objects."
+        "its log, whether its disk is full, and whether it takes Segmentation objects."
     )
 
 

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 _PASSED_ON = ("PATH", "LANG", "CUDA_VISIBLE_DEVICES", "SEGNODE_DEVICE", "OMP_NUM_THREADS")
 """What the model process sees of our environment: no address and no password."""
 _RESTART_S = 1.0
+_FOLDER = "segnode-model-"
 
 
 class ModelService:
@@ -34,7 +35,8 @@ class ModelService:
 
     def __init__(self, program: Sequence[str] = ("-m", "segnode_models.server")) -> None:
         self._program = program
-        self._folder = Path(tempfile.mkdtemp(prefix="segnode-model-"))
+        _sweep()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         self.address = str(self._folder / "socket")
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self.address)
@@ -106,3 +108,11 @@ class ModelService:
         process = self._process
         if process is not None and process.poll() is None:
             process.kill()
+
+
+def _sweep() -> None:
+    """Delete the folders of workers that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        pid = folder.name.removeprefix(_FOLDER).split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
