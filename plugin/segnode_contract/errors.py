@@ -5,6 +5,7 @@ The first fork is the one the queue asks about: would trying again help?
     SegnodeError
     ├── TransientError                 trying again may help
     │   ├── ArchiveUnavailable         no answer, or an answer that says "later"
+    │   ├── SeriesChanged              the archive gave other images than the job was made for
     │   ├── BrokerUnavailable          Redis does not take the ring
     │   ├── LedgerUnavailable          the database does not answer
     │   ├── ModelProcessDied           the model process ended under a job
@@ -18,7 +19,6 @@ The first fork is the one the queue asks about: would trying again help?
         ├── UnknownModel               no worker has announced the model
         ├── UnsuitableSeries           the images cannot carry this model
         ├── BrokenInstance             an image does not parse or decode
-        ├── SeriesChanged              the series is not the one the job was made for
         ├── ModelFailed                the model raised
         ├── ModelTimeLimit             the model ran past the limit on its card
         ├── StageTimeLimit             another stage ran past its limit
@@ -113,7 +113,7 @@ class BrokenInstance(PermanentError):
     code = "broken-instance"
 
 
-class SeriesChanged(PermanentError):
+class SeriesChanged(TransientError):
     code = "series-changed"
 
 

@@ -22,6 +22,8 @@ class JobState(StrEnum):
 
 
 OPEN_STATES = (JobState.WAITING, JobState.QUEUED, JobState.RUNNING)
+RETRIED = (JobState.FAILED, JobState.DEAD, JobState.CANCELLED)
+"""States out of which a job is tried again by an act only."""
 
 
 class Stage(StrEnum):

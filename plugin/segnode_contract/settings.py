@@ -13,6 +13,7 @@ from segnode_contract.errors import SettingsError
 
 T = TypeVar("T")
 
+_LONGEST_STOP_S = 50.0
 ROLES = ("administrator", "viewer", "worker")
 
 
@@ -253,5 +254,10 @@ def _check(settings: Settings, path: Path) -> None:
             value = getattr(table, field.name)
             if min(value if isinstance(value, tuple) else (value,)) < 0:
                 raise SettingsError(f"{path}: {field.name} is {value}; it cannot be negative.")
+    if settings.limits.stop_s > _LONGEST_STOP_S:
+        raise SettingsError(
+            f"{path}: stop_s is {settings.limits.stop_s:g}; a worker is killed a minute after it "
+            f"was asked to stop, so that it cannot be more than {_LONGEST_STOP_S:g}."
+        )
     if settings.limits.lease_s == 0:
         raise SettingsError(f"{path}: lease_s is 0; a worker needs time to say that it lives.")

@@ -13,7 +13,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from segnode_contract.errors import BrokerUnavailable
+from segnode_contract.errors import BrokerUnavailable, LedgerUnavailable
 from segnode_contract.ledger import LeaseLedger, OutboxLedger
 from segnode_contract.ledger.outbox import Ring
 from segnode_contract.ring import TASK, celery_settings
@@ -38,11 +38,14 @@ class Dispatch:
     under a row lock.
     """
 
-    def __init__(self, outbox: OutboxLedger, leases: LeaseLedger, bell: Bell) -> None:
+    def __init__(
+        self, outbox: OutboxLedger, leases: LeaseLedger, bell: Bell, lease_s: float
+    ) -> None:
         self._outbox = outbox
         self._leases = leases
         self._bell = bell
-        self._tidied = time.monotonic()
+        self._lease_s = lease_s
+        self._tidied = self._reaps_from = time.monotonic()
 
     def tick(self) -> None:
         """Send what is due.
@@ -52,9 +55,7 @@ class Dispatch:
         BrokerUnavailable
             If the broker does not take a ring; it stays due.
         """
-        expired = self._leases.expired()
-        for key in self._leases.take_back(expired, "reaper") if expired else ():
-            log.warning("worker lost", extra={"job_key": key})
+        self._reap()
         lanes: dict[str, list[Ring]] = defaultdict(list)
         for ring in self._outbox.due():
             lanes[ring.lane].append(ring)
@@ -66,6 +67,18 @@ class Dispatch:
         if time.monotonic() - self._tidied > _TIDY_S:
             self._outbox.tidy()
             self._tidied = time.monotonic()
+
+    def _reap(self) -> None:
+        if time.monotonic() < self._reaps_from:
+            return
+        try:
+            expired = self._leases.expired()
+        except LedgerUnavailable:
+            # no heartbeat came through either; workers get time for one
+            self._reaps_from = time.monotonic() + self._lease_s / 3
+            raise
+        for key in self._leases.take_back(expired, "reaper", expired=True) if expired else ():
+            log.warning("worker lost", extra={"job_key": key})
 
 
 class CeleryBell:

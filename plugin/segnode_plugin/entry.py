@@ -48,6 +48,7 @@ def start(orthanc: Any) -> None:
         OutboxLedger(ledger, settings.limits),
         LeaseLedger(ledger, settings.limits),
         CeleryBell(connections.broker_url),
+        settings.limits.lease_s,
     )
     service = Service([intake.tick, dispatch.tick])
 

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 _BATCH = 1000
 _NEVER = float("-inf")
+_TICK_S = 2.0
+"""Deciding on a long row of series is broken off after this long, for changes that came since."""
 _ASK_AGAIN_S = 5.0
 """How often a series that waits for a model, or cannot be read, is looked at."""
 
@@ -55,7 +57,10 @@ class Intake:
             log.info("job to be made for another model version", extra={"job_key": key})
         quiet = self._ledger.quiet(archive_id, self._settings.intake.quiet_s)
         self._asked = {one: self._asked.get(one, _NEVER) for one in quiet}
+        enough = time.monotonic() + _TICK_S
         for one in quiet:
+            if time.monotonic() > enough:
+                return  # new changes first
             if time.monotonic() - self._asked[one] >= _ASK_AGAIN_S:
                 self._try_to_decide(archive_id, one)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -466,3 +469,126 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date(ledger_url: str) ->
     ledger.migrate()
     assert IntakeLedger(ledger).models(60)["m"].announced_at == 12.5
     ledger.close()
+
+
+def test_images_that_came_once_more_have_their_result_looked_for(finished: Ledger) -> None:
+    again = replace(new_job(), last_instance_at=1.0)
+    assert arrive(finished, again) == [again.key]
+    assert arrive(finished, again) == []
+    held = the_claim(finished)
+    assert [known.role for known in WorkLedger(finished, "w1", LIMITS).known(held)] == ["SEG"]
+
+
+def test_a_failed_job_is_superseded_too(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    WorkLedger(ledger, "w1", LIMITS).failed(
+        the_claim(ledger), UnsuitableSeries("A slice is missing.", code="missing-slice"), 1
+    )
+    arrive(ledger, new_job(instances=4))
+    assert state(ledger, new_job().key) == "superseded"
+    assert not ActLedger(ledger).retry(new_job().key, "jane")
+
+
+def test_a_superseded_run_is_closed(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    the_claim(ledger)
+    arrive(ledger, new_job(instances=4))
+    job = LedgerView(ledger).job(new_job().key)
+    assert job is not None
+    assert [run.outcome for run in job.runs] == ["superseded"]
+
+
+def test_a_job_stays_thrifty_whatever_comes_between(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    work = WorkLedger(ledger, "w1", LIMITS)
+    work.failed(the_claim(ledger), OutOfMemory("Too little."), peak_mb=1)
+    work.failed(the_claim(ledger), ArchiveUnavailable("Away."), peak_mb=1)
+    with ledger.write() as connection:
+        connection.execute(text("update job set not_before = 0"))
+    assert the_claim(ledger).thrifty
+
+
+def test_waiting_for_a_worker_is_no_failure(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    with ledger.write() as connection:
+        connection.execute(text("update job set tried_since = tried_since - 100 * 3600"))
+    work = WorkLedger(ledger, "w1", LIMITS)
+    work.failed(the_claim(ledger), ArchiveUnavailable("Away."), peak_mb=1)
+    assert state(ledger, new_job().key) == "queued"
+
+
+def test_a_lease_that_was_extended_meanwhile_has_not_expired(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    held = the_claim(ledger)
+    with ledger.write() as connection:
+        connection.execute(text("update job set lease_until = lease_until - 61"))
+    leases = LeaseLedger(ledger, LIMITS)
+    expired = leases.expired()
+    assert [lease.key for lease in expired] == [held.key]
+    WorkLedger(ledger, "w1", LIMITS).heartbeat(held)
+    assert leases.take_back(expired, "reaper", expired=True) == []
+    assert state(ledger, held.key) == "running"
+
+
+def test_a_new_ring_passes_the_repeats_of_a_long_queue(ledger: Ledger) -> None:
+    outbox = OutboxLedger(ledger, LIMITS)
+    for number in range(3):
+        arrive(ledger, new_job(number), orthanc_id=f"o{number}")
+    outbox.published(outbox.due())
+    with ledger.write() as connection:
+        connection.execute(text("update outbox set published_at = published_at - 31"))
+        connection.execute(text("update job set not_before = not_before - 31"))
+    arrive(ledger, replace(new_job(7), lane="other"), orthanc_id="o7")
+    assert [ring.lane for ring in outbox.due(limit=2)] == ["other", "default"]
+
+
+def test_two_workers_announce_the_same_model_at_once(ledger: Ledger) -> None:
+    errors: list[Exception] = []
+
+    def announce(name: str) -> None:
+        try:
+            for number in range(20):
+                worker = WorkerLedger(ledger, name)
+                worker.announce("ct-tissue", "1.0.0", str(number), "card")
+                worker.seen("ready")
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=announce, args=(name,)) for name in ("a", "b", "a")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_a_child_forked_during_a_transaction_can_write(ledger_url: str) -> None:
+    first = Ledger(ledger_url)
+    first.migrate()
+    first.close()
+    parent = Ledger.open(ledger_url, forks=True)
+    inside, over = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with parent.write() as connection:
+            connection.execute(text("update archive set seen_at = 1"))
+            inside.set()
+            over.wait(0.5)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    inside.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads
+        pid = os.fork()
+    if pid == 0:
+        try:
+            child = Ledger.open(ledger_url)
+            WorkerLedger(child, "child").seen("ready")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 0
+    parent.close()

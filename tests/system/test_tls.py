@@ -101,6 +101,7 @@ def ends_at_https(orthanc: str, folder: Path, certificate: Path) -> bool:
     finally:
         server.terminate()
         server.wait(30)
+    assert server.returncode in (-signal.SIGSEGV, 0), (folder / "probe.log").read_text()
     return server.returncode == -signal.SIGSEGV
 
 

@@ -14,7 +14,13 @@ from pydicom import Dataset, dcmread
 
 from segnode_cli.ct_series import as_file, ct_series
 from segnode_contract.card import Card
-from segnode_contract.errors import ArchiveUnavailable, SpoolFull, UidCollision
+from segnode_contract.errors import (
+    ArchiveUnavailable,
+    SeriesChanged,
+    SpoolFull,
+    StoreRefused,
+    UidCollision,
+)
 from segnode_contract.findings import Findings
 from segnode_contract.identity import content_digest, job_key
 from segnode_contract.job import Claim, NewJob
@@ -294,3 +300,25 @@ def rewrite(tmp_path: Path, **changes: object) -> None:
     for keyword, value in changes.items():
         setattr(dataset, keyword, value)
     dataset.save_as(path, enforce_file_format=True)
+
+
+def test_images_that_are_not_the_jobs_are_awaited_before_anything_is_said_of_them(
+    work: WorkLedger, archive: FolderArchive, spool: Spool, inbox: Path
+) -> None:
+    (inbox / "4.dcm").unlink()  # a gap, which the stack would refuse for good
+    with pytest.raises(SeriesChanged, match="gave 8 instances"):
+        run_job(take(work), archive, Bright(), work, spool, "node")
+
+
+def test_a_store_that_came_through_late_is_adopted(
+    work: WorkLedger, spool: Spool, inbox: Path, tmp_path: Path
+) -> None:
+    class Late(FolderArchive):
+        def store(self, study_uid: str, data: bytes) -> None:
+            super().store(study_uid, data)
+            raise StoreRefused("The archive has it already.")
+
+    claim = take(work)
+    run_job(claim, Late(inbox, tmp_path / "out"), Bright(), work, spool, "node")
+    work.done(claim, 1)
+    assert len(results(tmp_path)) == 1

@@ -183,5 +183,5 @@ def _worker(known: dict[str, str]) -> str:
         raise SetupError("No worker says that it lives; segnode up starts one.")
     for worker in alive:
         if worker.state != "ready":
-            raise SetupError(f"Worker {worker.name} takes no jobs: {worker.detail}; make room.")
+            raise SetupError(f"Worker {worker.name} takes no jobs: {worker.detail}")
     return f"{len(alive)} ready"

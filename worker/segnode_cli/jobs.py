@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,8 +16,8 @@ from rich.table import Table
 from segnode_cli.node import read_environment
 from segnode_cli.show import console, say
 from segnode_contract.errors import SetupError
+from segnode_contract.job import RETRIED
 from segnode_contract.ledger import ActLedger, Ledger, LedgerView
-from segnode_contract.ledger.acts import RETRIED
 from segnode_models.registry import builtin_cards
 
 
@@ -36,7 +37,7 @@ def ledger_of(data: Path) -> Iterator[Ledger]:
     SetupError
         If there is no node.
     """
-    url = read_environment(data).get("SEGNODE_LEDGER_URL")
+    url = (read_environment(data) or os.environ).get("SEGNODE_LEDGER_URL")
     if url is None:
         raise SetupError(f"There is no node in {data}; start one with `segnode up`, or say --data.")
     ledger = Ledger.open(url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import secrets
 import shutil
@@ -20,6 +21,8 @@ VIEWER = ROOT / ".cache" / "ohif"
 FREE_BYTES = 1 << 30
 _USER_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _BROKER = "redis"
+_PORTS = range(15000, 32000)
+"""Below those that the kernel gives to outgoing connections, which might hold one at a restart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,9 +186,11 @@ def _port(wanted: int, what: str, before: str | None) -> int:
         return wanted
     if before and not _trouble_with(int(before)):
         return int(before)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return next(port for port in _shuffled_ports() if not _trouble_with(port))
+
+
+def _shuffled_ports() -> list[int]:
+    return random.sample(_PORTS, len(_PORTS))
 
 
 def _trouble_with(port: int) -> str | None:

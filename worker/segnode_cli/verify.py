@@ -243,7 +243,7 @@ def _compare_results(
                 "from a backup, unless it was deleted on purpose.",
             )
     for key, present in unproved.items():
-        if any(present) and not all(present):
+        if any(present):
             compared.found(
                 "half-stored",
                 key,

@@ -6,6 +6,7 @@ is started anew. It holds no address and no password.
 
 from __future__ import annotations
 
+import errno
 import logging
 import mmap
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segnode_contract.card import Card
 from segnode_contract.errors import ModelFailed, OutOfMemory, SegnodeError, UnknownModel
@@ -31,8 +33,12 @@ log = logging.getLogger(__name__)
 
 _GRACE_S = 5.0
 """Who asked has this long to end us first, and then knows why."""
-_TORCH_MEMORY = "OutOfMemoryError"
-_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""How torch says that there is not enough memory, beside its own OutOfMemoryError."""
 
 
 class Server:
@@ -69,15 +75,22 @@ class Server:
         try:
             with self._device:
                 send(link, {"pid": os.getpid(), "smaller": smaller})
-                reply = self._segment(model, request, fds)
-        except SegnodeError as error:
-            reply = {"code": error.code, "sentence": error.sentence}
+                try:
+                    send(link, self._reply(model, request, fds))
+                finally:
+                    if self._broken:  # nobody else may come to a context that is lost for good
+                        os._exit(1)
         finally:
             for fd in fds:
                 os.close(fd)
-        send(link, reply)
-        if self._broken:
-            os._exit(1)
+
+    def _reply(
+        self, model: RegisteredModel | None, request: dict[str, Any], fds: list[int]
+    ) -> dict[str, Any]:
+        try:
+            return self._segment(model, request, fds)
+        except SegnodeError as error:
+            return {"code": error.code, "sentence": error.sentence}
 
     def _segment(
         self, model: RegisteredModel | None, request: dict[str, Any], fds: list[int]
@@ -86,23 +99,31 @@ class Server:
             raise UnknownModel(
                 f"The model process has no model with digest {request['digest'][:12]}."
             )
-        shape = tuple(request["shape"])
-        dtype = np.dtype(request["dtype"])
-        hu: np.ndarray[Any, Any] = np.frombuffer(
-            mmap.mmap(fds[0], int(np.prod(shape)) * dtype.itemsize, prot=mmap.PROT_READ), dtype
-        ).reshape(shape)
-        planes = (model.card.planes, *shape)
-        labels = np.frombuffer(mmap.mmap(fds[1], int(np.prod(planes))), np.uint8).reshape(planes)
-        volume = InputVolume(
-            hu=hu, spacing_mm=tuple(request["spacing_mm"]), attributes=request["attributes"]
-        )
         chosen = model.smaller if request["thrifty"] and model.smaller else model.model
         try:
+            volume, labels = _shared(model.card, request, fds)
             with _no_longer_than(model.card.time_limit_s + _GRACE_S):
                 return {"findings": chosen.segment(volume, labels).to_json()}
         except Exception as error:  # whatever a model raises is the model's failure
-            self._broken = "CUDA error" in str(error)  # the process's context is lost for good
+            self._broken = "CUDA error" in str(error) and not _lacks_memory(error)
             raise _failure(model.card, error) from error
+
+
+def _shared(
+    card: Card, request: dict[str, Any], fds: list[int]
+) -> tuple[InputVolume, NDArray[np.uint8]]:
+    """Return the volume and the empty label planes, both in the caller's memory."""
+    shape = tuple(request["shape"])
+    dtype = np.dtype(request["dtype"])
+    hu: NDArray[Any] = np.frombuffer(
+        mmap.mmap(fds[0], int(np.prod(shape)) * dtype.itemsize, prot=mmap.PROT_READ), dtype
+    ).reshape(shape)
+    planes = (card.planes, *shape)
+    labels = np.frombuffer(mmap.mmap(fds[1], int(np.prod(planes))), np.uint8).reshape(planes)
+    volume = InputVolume(
+        hu=hu, spacing_mm=tuple(request["spacing_mm"]), attributes=request["attributes"]
+    )
+    return volume, labels
 
 
 def _failure(card: Card, error: Exception) -> SegnodeError:
@@ -111,11 +132,20 @@ def _failure(card: Card, error: Exception) -> SegnodeError:
     where = f"{Path(place.filename).name}:{place.lineno}"
     # the text of the exception goes nowhere: it may hold what an image says
     log.error("model failed", extra={"model": card.name, "error": kind, "at": where})
-    if isinstance(error, MemoryError) or kind == _TORCH_MEMORY or _ALLOCATOR in str(error):
+    if _lacks_memory(error):
         return OutOfMemory("The model had not enough memory.")
     return ModelFailed(
         f"The model {card.name} {card.version} stopped with {kind}; the model process's log has "
         "the place."
+    )
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or any(words in str(error) for words in _MEMORY)
     )
 
 

@@ -127,6 +127,8 @@ class DicomWebArchive:
         finally:
             answer.release_conn()
         self._check_status(answer.status)
+        if answer.status in (404, 405):
+            raise self._not_dicomweb(f"answers {answer.status} to a store")
         _check_stored(text, instance_uid, answer.status)
 
     def _get(self, path: str) -> list[bytes]:

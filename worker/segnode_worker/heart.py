@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from segnode_contract.errors import SegnodeError, StageTimeLimit
+from segnode_contract.errors import ArchiveUnavailable, SegnodeError, StageTimeLimit
 from segnode_contract.job import Claim, Stage
 from segnode_contract.ledger import WorkLedger
 from segnode_contract.ledger.work import LeaseLost
 from segnode_contract.settings import Limits
 
 log = logging.getLogger(__name__)
+
+_GRACE_S = 5.0
+_WITH_ARCHIVE = (Stage.QUEUED, Stage.FETCH, Stage.STORE, Stage.CONFIRM)
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def beating(
     """Keep the lease of `claim` inside the ``with``.
 
     A stage past its limit cannot be broken off from outside, so that the job is given to `failed`
-    and this process ended; its parent forks another.
+    and this process ended; its parent forks another. So it ends when the job is no longer its own.
     """
     over = threading.Event()
 
@@ -40,10 +43,14 @@ def beating(
                 if time.monotonic() - beaten >= limits.lease_s / 3:
                     work.heartbeat(claim)
                     beaten = time.monotonic()
-            except LeaseLost:
-                return
+            except LeaseLost as error:
+                if not over.wait(_GRACE_S):
+                    log.warning(error.sentence)
+                    os._exit(1)
             except SegnodeError as error:
                 log.warning(error.sentence)
+            except Exception as error:  # no fault may end the beat before the job
+                log.warning("no heartbeat", extra={"error": type(error).__name__})
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -54,11 +61,13 @@ def beating(
         thread.join()
 
 
-def _too_long(work: WorkLedger, limits: Limits) -> StageTimeLimit | None:
+def _too_long(work: WorkLedger, limits: Limits) -> SegnodeError | None:
     stage, since = work.at_hand
-    if stage is None or stage == Stage.INFER or time.monotonic() - since < limits.stage_s:
+    if stage == Stage.INFER or time.monotonic() - since < limits.stage_s:
         return None
-    return StageTimeLimit(
+    said = (
         f"The stage {stage} took longer than the {limits.stage_s:g} s of stage_s in [limits] and "
-        "was ended; see whether the series is unusually large or the archive unusually slow."
     )
+    if stage in _WITH_ARCHIVE:
+        return ArchiveUnavailable(f"{said}was ended; see whether the archive is unusually slow.")
+    return StageTimeLimit(f"{said}was ended; see whether the series is unusually large.")

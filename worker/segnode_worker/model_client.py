@@ -130,8 +130,8 @@ class ModelProcess:
         return labels, Findings.from_json(reply["findings"])
 
     def _ask(self, request: dict[str, Any], fds: list[int], card: Card) -> dict[str, Any]:
-        killed = _kernel_kills()
         with self._turn(request, fds) as (link, process):
+            killed = _kernel_kills()
             link.settimeout(card.time_limit_s)
             try:
                 reply = _reply(link)
@@ -187,7 +187,9 @@ class ModelProcess:
             try:
                 link.connect(self._address)
             except OSError as error:
-                raise ModelProcessDied("The model process's socket is gone.") from error
+                raise ModelBusy(
+                    "The model process takes no calls; its worker is ending."
+                ) from error
             yield link
 
 

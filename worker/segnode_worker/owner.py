@@ -12,8 +12,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def host() -> str:
-    """Return this machine's name, as it begins every name made here."""
-    return socket.gethostname().replace("/", "-")
+    """Return this machine's name, as it begins every name made here.
+
+    With the kernel's boot and the namespace of process ids: machines and containers may share a
+    name, and only within these does a process id tell whether a process lives.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+    space = Path("/proc/self/ns/pid").stat().st_ino
+    return f"{socket.gethostname().replace('/', '-')}-{boot}-{space:x}"
 
 
 def worker_name(parent: int) -> str:
@@ -55,7 +61,7 @@ def _started(pid: int) -> str:
     """Return the start of a process in ticks since boot, nothing where there is none (proc(5))."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
     state, *rest = stat.rpartition(")")[2].split()
     return "" if state == "Z" else rest[18]

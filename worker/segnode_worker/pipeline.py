@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segnode_contract.card import Card, parse_card
-from segnode_contract.errors import ModelFailed, ProofFailed, SeriesChanged
+from segnode_contract.errors import ModelFailed, ProofFailed, SeriesChanged, StoreRefused
 from segnode_contract.findings import Findings
 from segnode_contract.identity import content_digest, derived_uid
 from segnode_contract.job import Claim, ResultObject, Stage
 from segnode_contract.ledger import WorkLedger
-from segnode_worker.archive import Archive, collision, confirm, same_content
+from segnode_worker.archive import Archive, collision, confirm, result_uids, same_content
 from segnode_worker.instance import BROKEN
 from segnode_worker.proof import prove
 from segnode_worker.segmentation import ResultIdentity, encode
 from segnode_worker.spool import Spool
-from segnode_worker.stack import Stack, stack_series
+from segnode_worker.stack import stack_series
 from segnode_worker.volume import for_model, on_source
 
 
@@ -74,13 +74,14 @@ def run_job(  # noqa: PLR0917 # the job, and what it meets on its road
             spool.put(each.data)
         work.made(claim, made.objects, made.findings, made.input_digest)
         objects, prove_other = list(made.objects), made.prove
+    spooled = [each.digest for each in objects]
     with stage(Stage.STORE):
         objects = [_store(claim, archive, work, each, prove_other) for each in objects]
     with stage(Stage.CONFIRM):
         for each in objects:
             kept = confirm(archive, claim.study_uid, each.data)
             work.confirmed(claim, replace(each, data=kept))
-    spool.drop(each.digest for each in objects)
+    spool.drop(spooled)
 
 
 def _make(claim: Claim, archive: Archive, models: Segmenter, work: WorkLedger, node: str) -> Made:
@@ -142,9 +143,16 @@ def _store(
     """
     kept = archive.fetch_instance(claim.study_uid, made.series_uid, made.instance_uid)
     if kept is None:
-        archive.store(claim.study_uid, made.data)
-        work.stored(claim, made.instance_uid)
-        return made
+        try:
+            archive.store(claim.study_uid, made.data)
+        except StoreRefused:
+            # an earlier store that seemed to fail may have come through meanwhile
+            kept = archive.fetch_instance(claim.study_uid, made.series_uid, made.instance_uid)
+            if kept is None:
+                raise
+        else:
+            work.stored(claim, made.instance_uid)
+            return made
     if not same_content(kept, made.data):
         try:
             prove(kept)
@@ -191,8 +199,9 @@ def make_result(
         From the steps.
     """
     with stage(Stage.STACK):
+        if content is not None:
+            _check_content(files, content)
         stack = stack_series(files, min_slices=card.min_slices, modality=card.modality)
-        _check_content(stack, content)
     with stage(Stage.INFER):
         volume = for_model(stack.volume, card.orientation)
         found, findings = models.segment(
@@ -219,12 +228,16 @@ def series_number(model: str) -> int:
     return 9000 + zlib.crc32(model.encode()) % 1000
 
 
-def _check_content(stack: Stack, content: str | None) -> None:
-    found = content_digest(source.SOPInstanceUID for source in stack.sources)
-    if content is not None and found != content:
+def _check_content(files: Sequence[bytes], content: str) -> None:
+    try:
+        found = content_digest(result_uids(data)[1] for data in files)
+    except BROKEN:
+        return  # the stack names what is broken
+    if found != content:
         raise SeriesChanged(
-            f"The archive gave {len(stack.sources)} instances that are not those the job was made "
-            "for; the series changed since, and its new content has a job of its own."
+            f"The archive gave {len(files)} instances that are not those the job was made for. If "
+            "the series changed, its new content gets a job of its own, which supersedes this one; "
+            "until then this one is tried again."
         )
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from segnode_contract.errors import SpoolFull
@@ -55,17 +56,18 @@ class Spool:
             ) from error
 
     def take(self, digest: str) -> bytes | None:
-        """Return the file of that digest, None where it is not there or not whole."""
+        """Return the file of that digest, None where it is not there, not whole or not readable."""
         try:
             data = self._path(digest).read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return None
         return data if hashlib.sha256(data).hexdigest() == digest else None
 
     def drop(self, digests: Iterable[str]) -> None:
-        """Delete files."""
+        """Delete files; what cannot be deleted now is left to `tidy`."""
         for digest in digests:
-            self._path(digest).unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path(digest).unlink()
 
     def tidy(self, needed: Collection[str]) -> None:
         """Delete what no job needs any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,13 @@ from celery.signals import (
     worker_shutting_down,
 )
 
-from segnode_contract.errors import MemoryExhausted, PermanentError, SegnodeError, TransientError
+from segnode_contract.errors import (
+    LedgerSchemaError,
+    LedgerUnavailable,
+    MemoryExhausted,
+    PermanentError,
+    SegnodeError,
+)
 from segnode_contract.events import log_events
 from segnode_contract.job import Claim
 from segnode_contract.ledger import LeaseLedger, Ledger, WorkerLedger, WorkLedger
@@ -32,12 +39,13 @@ from segnode_worker.model_service import ModelService
 from segnode_worker.owner import child_name, end_with_parent, worker_name
 from segnode_worker.pipeline import run_job
 from segnode_worker.spool import Spool
-from segnode_worker.watch import Watch
+from segnode_worker.watch import Watch, free_dead
 
 log = logging.getLogger(__name__)
 
 _START_S = 300.0
 """A model process has this long to load its models."""
+_ASK_AGAIN_S = 2.0
 _RING_S = 30.0
 """A child that hears a ring waits this long for a model process that is started anew."""
 
@@ -71,25 +79,52 @@ def _log(**_: object) -> None:
 
 
 def _start_parent(**_: object) -> None:
-    """In Celery's parent, before it forks: the model process, and what models it has."""
+    """In Celery's parent, before it forks: the model process, and what models it has.
+
+    Celery goes on after a signal's handler raised, and a worker without these would only swallow
+    rings, so that the process ends then; its supervisor starts another.
+    """
     global _parent  # noqa: PLW0603 # one per worker, by Celery's way of signals
-    connections, settings = _settings()
-    spool = Spool(connections.data / "spool")
-    spool.prepare()
-    ledger = Ledger.open(connections.ledger_url)
-    service = ModelService()
-    service.start()
-    for model in ModelProcess(service.address, service.kill).models(_START_S):
-        log.info("model found", extra={"model": model.card.name, "digest": model.digest[:12]})
-    watch = Watch(
-        worker=WorkerLedger(ledger, worker_name(os.getpid())),
-        leases=LeaseLedger(ledger, settings.limits),
-        spool=spool,
-        service=service,
-        limits=settings.limits,
-    )
-    watch.start()
+    try:
+        connections, settings = _settings()
+        spool = Spool(connections.data / "spool")
+        spool.prepare()
+        ledger = _ledger(connections.ledger_url)
+        name = worker_name(os.getpid())
+        leases = LeaseLedger(ledger, settings.limits)
+        free_dead(leases, name)
+        service = ModelService()
+        service.start()
+        for model in ModelProcess(service.address, service.kill).models(_START_S):
+            log.info("model found", extra={"model": model.card.name, "digest": model.digest[:12]})
+        watch = Watch(
+            worker=WorkerLedger(ledger, name),
+            leases=leases,
+            spool=spool,
+            service=service,
+            limits=settings.limits,
+        )
+        watch.start()
+    except SegnodeError as error:
+        log.error(error.sentence)
+        os._exit(1)
+    except Exception as error:  # as said
+        log.error("worker not started", extra={"error": type(error).__name__})
+        os._exit(1)
     _parent = Parent(service=service, watch=watch, ledger=ledger)
+
+
+def _ledger(url: str) -> Ledger:
+    """Open the ledger, waiting for its server to be up and for the plugin to have migrated it."""
+    told = False
+    while True:
+        try:
+            return Ledger.open(url, forks=True)
+        except (LedgerUnavailable, LedgerSchemaError) as error:
+            if not told:
+                log.warning(error.sentence)
+            told = True
+            time.sleep(_ASK_AGAIN_S)
 
 
 def _stop_in_time(**_: object) -> None:
@@ -105,26 +140,32 @@ def _stop_parent(**_: object) -> None:
         _parent.ledger.close()
 
 
-def _make_tools(**_: object) -> None:
+def _begin_child(**_: object) -> None:
     """In each child, after fork."""
-    global _tools  # noqa: PLW0603 # one per child, by Celery's way of signals
-    assert _parent is not None  # noqa: S101 # worker_init came first
     end_with_parent()
-    connections, settings = _settings()
-    service = _parent.service
-    ledger = Ledger.open(connections.ledger_url)
-    _tools = Tools(
-        settings=settings,
-        work=WorkLedger(ledger, child_name(), settings.limits),
-        archive=DicomWebArchive(
-            connections.archive_url,
-            connections.archive_user,
-            connections.archive_password,
-            certificate=connections.archive_certificate,
-        ),
-        models=ModelProcess(service.address, service.kill),
-        spool=Spool(connections.data / "spool"),
-    )
+
+
+def _the_tools() -> Tools:
+    """Return this child's tools, made when it first needs them."""
+    global _tools  # noqa: PLW0603 # one per child
+    if _tools is None:
+        assert _parent is not None  # noqa: S101 # worker_init came first
+        connections, settings = _settings()
+        service = _parent.service
+        ledger = Ledger.open(connections.ledger_url)
+        _tools = Tools(
+            settings=settings,
+            work=WorkLedger(ledger, child_name(), settings.limits),
+            archive=DicomWebArchive(
+                connections.archive_url,
+                connections.archive_user,
+                connections.archive_password,
+                certificate=connections.archive_certificate,
+            ),
+            models=ModelProcess(service.address, service.kill),
+            spool=Spool(connections.data / "spool"),
+        )
+    return _tools
 
 
 def _settings() -> tuple[Connections, Settings]:
@@ -134,15 +175,14 @@ def _settings() -> tuple[Connections, Settings]:
 @app.task(name=TASK)  # type: ignore[untyped-decorator] # Celery has no types
 def ring(lane: str) -> None:
     """Take the best job of `lane`, if there is one, and run it to its end."""
-    tools = _tools
-    assert tools is not None  # noqa: S101 # worker_process_init came first
-    if tools.spool.free_mb() < tools.settings.limits.free_mb:
-        return  # the parent says so in the ledger, and the ring comes again
     try:
+        tools = _the_tools()
+        if tools.spool.free_mb() < tools.settings.limits.free_mb:
+            return  # the parent says so in the ledger, and the ring comes again
         digests = [model.digest for model in tools.models.models(_RING_S)]
         claim = tools.work.claim(lane, digests)
-    except TransientError as error:
-        log.warning(error.sentence)
+    except (SegnodeError, OSError) as error:
+        log.warning(getattr(error, "sentence", type(error).__name__))
         return  # the ring comes again
     if claim is None:
         return
@@ -197,4 +237,4 @@ setup_logging.connect(_log)
 worker_init.connect(_start_parent)
 worker_shutting_down.connect(_stop_in_time)
 worker_shutdown.connect(_stop_parent)
-worker_process_init.connect(_make_tools)
+worker_process_init.connect(_begin_child)

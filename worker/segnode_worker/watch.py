@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 from segnode_contract.errors import SegnodeError
 from segnode_contract.ledger import LeaseLedger, WorkerLedger
@@ -19,6 +20,7 @@ from segnode_worker.spool import Spool
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
+_SPEAK_S = 20.0
 _MODELS_S = 5.0
 _HUNG_S = 300.0
 """A model process that answers nobody for this long is ended; loading may take minutes."""
@@ -47,11 +49,11 @@ class Watch:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._spoke = self._tidied = float("-inf")
         self._answered = time.monotonic()
-        self._state = ""
+        self._room = True
         self._trouble = ""
 
     def start(self) -> None:
-        """Free what an earlier worker of this machine left, then watch."""
+        """Say that the worker is there, then watch."""
         self._tick()
         self._thread.start()
 
@@ -75,27 +77,31 @@ class Watch:
                 trouble = ""
             except SegnodeError as error:
                 trouble = error.sentence
+            except Exception as error:  # no fault may end the watch before the worker
+                trouble = f"internal: {type(error).__name__}"
             if trouble != self._trouble:
-                log.warning(trouble or "the ledger answers again")
+                log.warning(trouble or "working again")
                 self._trouble = trouble
 
     def _tick(self) -> None:
-        dead = [lease for lease in self._leases.held(host()) if not lives(lease.owner)]
-        for key in self._leases.take_back(dead, self._worker.worker) if dead else ():
-            log.warning("worker child lost", extra={"job_key": key})
+        free_dead(self._leases, self._worker.worker)
         free_mb = self._spool.free_mb()
         room = free_mb >= self._limits.free_mb
-        state = "ready" if room else "no-space"
-        if state != self._state or time.monotonic() - self._spoke > self._limits.lease_s / 3:
-            self._announce()
-            said = f"{free_mb} MB are free for results, {self._limits.free_mb} MB are wanted"
-            self._worker.seen(state, "" if room else said)
-            self._state, self._spoke = state, time.monotonic()
+        often_s = min(_SPEAK_S, self._limits.lease_s / 3)
+        if room != self._room or time.monotonic() - self._spoke > often_s:
+            state, detail = self._announce()
+            if not room:
+                state = "no-space"
+                wanted = self._limits.free_mb
+                detail = f"{free_mb} MB are free for results, {wanted} are needed; make room."
+            self._worker.seen(state, detail)
+            self._room, self._spoke = room, time.monotonic()
         if time.monotonic() - self._tidied > _TIDY_S:
             self._spool.tidy(self._worker.needed())
             self._tidied = time.monotonic()
 
-    def _announce(self) -> None:
+    def _announce(self) -> tuple[str, str]:
+        """Announce the models, and return the state of the worker with its reason."""
         try:
             models = self._models.models(_MODELS_S)
         except SegnodeError as error:
@@ -103,21 +109,37 @@ class Watch:
             if time.monotonic() - self._answered > _HUNG_S:
                 self._service.restart()
                 self._answered = time.monotonic()
-            return
+            return "no-model", error.sentence
         self._answered = time.monotonic()
         for model in models:
             card = model.card
             self._worker.announce(card.name, card.version, model.digest, card.source)
+        return "ready", ""
 
     def _give_up(self) -> None:
         if self._over.wait(self._limits.stop_s):
             return
+        try:
+            self._hand_back()
+            self._worker.gone()
+            self._service.stop()
+        except Exception as error:  # whatever fails, the end has come: leases run out by themselves
+            log.warning("jobs not handed back", extra={"error": type(error).__name__})
+        finally:
+            os._exit(0)
+
+    def _hand_back(self) -> None:
         held = self._leases.held(host())
         mine = [lease for lease in held if parent_of(lease.owner) == os.getpid()]
+        for lease in mine:
+            with suppress(ProcessLookupError):
+                os.kill(process_of(lease.owner), signal.SIGKILL)
         for key in self._leases.hand_back(mine, self._worker.worker):
             log.warning("job handed back", extra={"job_key": key})
-        for lease in mine:
-            os.kill(process_of(lease.owner), signal.SIGKILL)
-        self._worker.gone()
-        self._service.stop()
-        os._exit(0)
+
+
+def free_dead(leases: LeaseLedger, worker: str) -> None:
+    """Queue the jobs again whose worker child on this machine is no more."""
+    dead = [lease for lease in leases.held(host()) if not lives(lease.owner)]
+    for key in leases.take_back(dead, worker) if dead else ():
+        log.warning("worker child lost", extra={"job_key": key})

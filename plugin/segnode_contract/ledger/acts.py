@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import select, update
 
-from segnode_contract.job import JobState
+from segnode_contract.job import RETRIED, JobState
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
-
-RETRIED = (JobState.FAILED, JobState.DEAD, JobState.CANCELLED)
-"""States out of which a job is tried again by an act only."""
 
 
 class ActLedger:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.pool import NullPool
 
 from segnode_contract.errors import LedgerSchemaError, LedgerUnavailable, SettingsError
 
@@ -28,11 +31,22 @@ class Ledger:
     ----------
     url
         SQLAlchemy URL, ``sqlite:///folder/ledger.sqlite`` or ``postgresql+psycopg://…``.
+    forks
+        Whether this process forks while threads of it use the ledger: no connection is open then
+        at a fork, since a child that inherits one of SQLite's finds the database locked for ever.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, forks: bool = False) -> None:
+        self._quiet: AbstractContextManager[object] = nullcontext()
+        pool: dict[str, Any] = {"pool_pre_ping": not url.startswith("sqlite")}
+        if forks:
+            lock = threading.Lock()
+            os.register_at_fork(
+                before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
+            )
+            self._quiet, pool = lock, {"poolclass": NullPool}
         try:
-            self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+            self.engine = create_engine(url, **pool)
         except (ArgumentError, NoSuchModuleError) as error:
             raise SettingsError(
                 "SEGNODE_LEDGER_URL is not an address that SQLAlchemy knows; "
@@ -42,7 +56,7 @@ class Ledger:
             _prepare_sqlite(self.engine)
 
     @classmethod
-    def open(cls, url: str) -> Ledger:
+    def open(cls, url: str, *, forks: bool = False) -> Ledger:
         """Return the ledger at `url`, refusing another schema than ours.
 
         Raises
@@ -52,7 +66,7 @@ class Ledger:
         LedgerUnavailable
             If the database does not answer.
         """
-        ledger = cls(url)
+        ledger = cls(url, forks=forks)
         wanted = _head()
         try:
             found = ledger.schema_version()
@@ -98,14 +112,19 @@ class Ledger:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Open a transaction that takes the write lock first (SQLite: ``BEGIN IMMEDIATE``)."""
-        with _translated(), self.engine.connect() as connection, connection.begin():
+        with (
+            _translated(),
+            self._quiet,
+            self.engine.connect() as connection,
+            connection.begin(),
+        ):
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Open a transaction that only reads."""
         reading = self.engine.execution_options(segnode_reads=True)
-        with _translated(), reading.connect() as connection, connection.begin():
+        with _translated(), self._quiet, reading.connect() as connection, connection.begin():
             yield connection
 
     def close(self) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from sqlalchemy import Connection, Table, and_, case, exists, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, and_, case, exists, func, select, update
 
-from segnode_contract.job import OPEN_STATES, JobState, NewJob
+from segnode_contract.job import OPEN_STATES, RETRIED, JobState, NewJob
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
+from segnode_contract.ledger.upsert import upsert
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +76,7 @@ class IntakeLedger:
     def note(self, archive_id: str, last_change: int, series: Iterable[str]) -> None:
         """Store the cursor together with the series (Orthanc ids) that the changes touched."""
         with self._ledger.write() as connection:
-            _upsert(
+            upsert(
                 connection,
                 schema.archive,
                 {"archive_id": archive_id},
@@ -139,9 +138,9 @@ class IntakeLedger:
         """Store a decision, its jobs and their rings in one transaction.
 
         A job that exists already is left as it is, unless it was superseded and its content is
-        back, or the series lies in another archive now. Every other job of the same series and
-        model is superseded. Where an instance came since, the decision is dropped: the series is
-        asked again after its quiet period.
+        back, its images came once more, or the series lies in another archive now. Every other job
+        of the same series and model is superseded. Where an instance came since, the decision is
+        dropped: the series is asked again after its quiet period.
 
         Returns
         -------
@@ -239,7 +238,7 @@ class IntakeLedger:
 
 def _touch(connection: Connection, archive_id: str, series: Iterable[str]) -> None:
     for orthanc_id in series:
-        _upsert(
+        upsert(
             connection,
             schema.series,
             {"archive_id": archive_id, "orthanc_id": orthanc_id},
@@ -251,14 +250,23 @@ def _queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
     """Make a job, or bring back one that is there; return whether anything is to do."""
     table = schema.job
     known = connection.execute(
-        select(table.c.state, table.c.archive_id).where(table.c.key == job.key)
+        select(table.c.state, table.c.archive_id, table.c.last_instance_at).where(
+            table.c.key == job.key
+        )
     ).first()
+    # images that came again may have been deleted before, and the result with them: the worker
+    # looks, and infers nothing where it is there still
+    again = (
+        known is not None
+        and known.state == JobState.DONE
+        and known.last_instance_at < job.last_instance_at
+    )
     moved = known is not None and known.archive_id != archive_id
-    if known is not None and known.state != JobState.SUPERSEDED and not moved:
+    if known is not None and known.state != JobState.SUPERSEDED and not moved and not again:
         return False
     joined = "\\".join(sorted(job.series_uids))  # DICOM's own separator of values
     _supersede_others(connection, archive_id, job, joined)
-    if known is not None and not moved and _has_result(connection, job.key):
+    if known is not None and not moved and not again and _has_result(connection, job.key):
         connection.execute(
             update(table)
             .where(table.c.key == job.key)
@@ -268,6 +276,7 @@ def _queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
         return False
     fresh = {
         "archive_id": archive_id,
+        "last_instance_at": job.last_instance_at,
         "state": JobState.QUEUED,
         "not_before": now_s(),
         "tried_since": now_s(),
@@ -305,24 +314,22 @@ def _supersede_others(connection: Connection, archive_id: str, job: NewJob, join
         table.c.series_uids == joined,
         table.c.model == job.model,
         table.c.archive_id == archive_id,
-        or_(table.c.state == JobState.DONE, table.c.state.in_(OPEN_STATES)),
+        table.c.state.in_((JobState.DONE, *OPEN_STATES, *RETRIED)),
     )
     for key in connection.scalars(select(table.c.key).where(others)).all():
         _supersede(connection, key, f"by job {job.key}")
 
 
 def _supersede(connection: Connection, key: str, why: str) -> None:
+    job, run = schema.job, schema.run
     connection.execute(
-        update(schema.job)
-        .where(schema.job.c.key == key)
-        .values(state=JobState.SUPERSEDED, updated_at=now_s())
+        update(job)
+        .where(job.c.key == key)
+        .values(state=JobState.SUPERSEDED, lease_owner=None, lease_until=None, updated_at=now_s())
+    )
+    connection.execute(
+        update(run)
+        .where(run.c.job_key == key, run.c.ended_at.is_(None))
+        .values(ended_at=now_s(), outcome=str(JobState.SUPERSEDED))
     )
     record(connection, key, "intake", "superseded", why)
-
-
-def _upsert(
-    connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]
-) -> None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).values({**key, **values})
-    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=dict(values)))

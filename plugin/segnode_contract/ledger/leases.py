@@ -39,8 +39,17 @@ class LeaseLedger:
         """Return the leases of all workers on a host."""
         return self._leases(schema.job.c.lease_owner.startswith(f"{host}/", autoescape=True))
 
-    def take_back(self, leases: Iterable[Lease], actor: str) -> list[str]:
+    def take_back(
+        self, leases: Iterable[Lease], actor: str, *, why: str = "", expired: bool = False
+    ) -> list[str]:
         """Queue jobs again whose worker is lost; after too many losses a job is dead.
+
+        Parameters
+        ----------
+        why
+            A sentence about the reason, where it is known.
+        expired
+            Pass over a lease that was extended meanwhile.
 
         Returns
         -------
@@ -48,7 +57,12 @@ class LeaseLedger:
             Keys of those that were still in these hands.
         """
         with self._ledger.write() as connection:
-            return [lease.key for lease in leases if self._lost(connection, lease, actor)]
+            return [
+                lease.key
+                for lease in leases
+                if not (expired and _extended(connection, lease))
+                and self._lost(connection, lease, actor, why)
+            ]
 
     def hand_back(self, leases: Iterable[Lease], actor: str) -> list[str]:
         """Queue jobs again that a worker gives up as it is asked to stop; this is no loss.
@@ -78,7 +92,7 @@ class LeaseLedger:
             ).all()
         return [Lease(key=row[0], epoch=row[1], owner=row[2]) for row in rows]
 
-    def _lost(self, connection: Connection, lease: Lease, actor: str) -> bool:
+    def _lost(self, connection: Connection, lease: Lease, actor: str, why: str) -> bool:
         job = schema.job
         losses = connection.execute(
             select(job.c.deliveries).where(job.c.key == lease.key)
@@ -86,16 +100,23 @@ class LeaseLedger:
         dead = losses >= self._limits.deliveries
         sentence = f"Worker {lease.owner} ended or went silent in the middle of run {lease.epoch}; "
         sentence += (
-            f"{losses} losses are too many to try again by itself: see the worker's log, then "
-            "`segnode retry`."
+            f"{losses} losses of workers or model processes are too many to try again by itself: "
+            "see the worker's log, then `segnode retry`."
             if dead
             else "the job is tried again."
         )
+        sentence += f" {why}" if why else ""
         state = JobState.DEAD if dead else JobState.QUEUED
         error = {"error_code": "worker-lost", "error_sentence": sentence}
         return _release(connection, lease, state, **error) and _close(
             connection, lease, actor, state, "lost", sentence
         )
+
+
+def _extended(connection: Connection, lease: Lease) -> bool:
+    job = schema.job
+    held = select(job.c.key).where(job.c.key == lease.key, job.c.lease_until >= now_s())
+    return connection.scalar(held.with_for_update()) is not None
 
 
 def _release(connection: Connection, lease: Lease, state: JobState, **values: object) -> bool:

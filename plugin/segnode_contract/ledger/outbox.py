@@ -41,7 +41,8 @@ class OutboxLedger:
             rows = connection.execute(
                 select(outbox.c.id, outbox.c.lane)
                 .where(outbox.c.due_at <= now_s(), unsent | unheard)
-                .order_by(outbox.c.due_at)
+                # repeats of a long queue must not keep a new ring from its lane
+                .order_by(outbox.c.published_at.is_not(None), outbox.c.due_at)
                 .limit(limit)
             )
             return [Ring(id=row[0], lane=row[1]) for row in rows]

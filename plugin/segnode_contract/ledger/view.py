@@ -118,7 +118,7 @@ class WorkerRow:
 
     name: str
     state: str
-    """``ready``, or ``no-space``: it takes no jobs."""
+    """``ready``; ``no-space`` or ``no-model``: it takes no jobs."""
     detail: str
     started_at: float
     seen_at: float

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, case, func, select, update
 
 from segnode_contract.errors import ModelProcessDied, OutOfMemory, SegnodeError, TransientError
 from segnode_contract.findings import Findings
@@ -42,8 +42,8 @@ class WorkLedger:
         self._ledger = ledger
         self.worker = worker
         self._limits = limits
-        self.at_hand: tuple[Stage | None, float] = (None, 0.0)
-        """The stage that runs, and since when by `time.monotonic`."""
+        self.at_hand: tuple[Stage, float] = (Stage.QUEUED, 0.0)
+        """The stage that runs, or `QUEUED` between two, and since when by `time.monotonic`."""
 
     def claim(self, lane: str, digests: Collection[str]) -> Claim | None:
         """Take the best job of `lane` that runs on one of the models `digests`, if there is one.
@@ -88,6 +88,7 @@ class WorkLedger:
             assert run_id is not None  # noqa: S101 # RETURNING of an INSERT has a row
             _wait_as_stage(connection, run_id, row.not_before)
             record(connection, row.key, self.worker, "running", f"run {epoch}")
+            self.at_hand = (Stage.QUEUED, time.monotonic())
             return Claim(
                 key=row.key,
                 epoch=epoch,
@@ -99,7 +100,7 @@ class WorkLedger:
                 model=row.model,
                 model_digest=row.model_digest,
                 created_at=row.created_at,
-                thrifty=row.error_code == OutOfMemory.code,
+                thrifty=_lacked_memory(connection, row.key, row.tried_since),
             )
 
     def card(self, claim: Claim) -> str:
@@ -139,7 +140,7 @@ class WorkLedger:
         try:
             yield
         finally:
-            self.at_hand = (None, 0.0)
+            self.at_hand = (Stage.QUEUED, time.monotonic())
         with self._ledger.write() as connection:
             connection.execute(
                 update(table)
@@ -273,11 +274,13 @@ class WorkLedger:
                     job.c.attempts,
                     job.c.lane,
                     job.c.deliveries,
-                    (now_s() - job.c.tried_since).label("age_s"),
+                    # waiting for a first try is no failure
+                    case((job.c.attempts == 0, now_s()), else_=job.c.tried_since).label("since"),
+                    now_s().label("now"),
                 ).where(job.c.key == claim.key)
             ).one()
             died = isinstance(error, ModelProcessDied)
-            state = self._after(error, row.deliveries, row.age_s)
+            state = self._after(error, row.deliveries, row.now - row.since)
             again = state == JobState.QUEUED
             wait_s = self._wait_s(error, row.attempts) if again else 0.0
             _fenced(
@@ -285,6 +288,7 @@ class WorkLedger:
                 claim,
                 state=state,
                 attempts=row.attempts + 1,
+                tried_since=row.since,
                 # deliveries count deaths; a run that ended by itself takes its count back
                 deliveries=job.c.deliveries - (1 if again and not died else 0),
                 not_before=now_s() + wait_s,
@@ -314,6 +318,12 @@ class WorkLedger:
             return 0.0
         waits = self._limits.back_off_s
         return waits[min(attempts, len(waits) - 1)]
+
+
+def _lacked_memory(connection: Connection, key: str, since: float) -> bool:
+    run = schema.run
+    lacked = (run.c.job_key == key, run.c.error_code == OutOfMemory.code, run.c.ended_at >= since)
+    return connection.scalar(select(run.c.id).where(*lacked).limit(1)) is not None
 
 
 def _fenced(connection: Connection, claim: Claim, **values: object) -> None:

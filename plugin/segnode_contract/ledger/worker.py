@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from segnode_contract.job import JobState
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
+from segnode_contract.ledger.upsert import upsert
 
 _FORGOTTEN_S = 86400.0
 """A worker that was not seen for a day has no row any more."""
@@ -28,15 +29,9 @@ class WorkerLedger:
             "worker": self.worker,
             "announced_at": now_s(),
         }
-        table = schema.model
-        here = (table.c.name == name, table.c.digest == digest)
+        key = {"name": name, "digest": digest}
         with self._ledger.write() as connection:
-            if connection.execute(update(table).where(*here).values(values)).rowcount == 0:
-                connection.execute(
-                    table.insert().values(
-                        name=name, digest=digest, first_announced_at=now_s(), **values
-                    )
-                )
+            upsert(connection, schema.model, key, values, at_first={"first_announced_at": now_s()})
 
     def seen(self, state: str, detail: str = "") -> None:
         """Say that this worker lives, and whether it takes jobs (`ready`) or why not."""
@@ -44,11 +39,9 @@ class WorkerLedger:
         values = {"state": state, "detail": detail, "seen_at": now_s()}
         with self._ledger.write() as connection:
             connection.execute(table.delete().where(table.c.seen_at < now_s() - _FORGOTTEN_S))
-            here = table.c.name == self.worker
-            if connection.execute(update(table).where(here).values(values)).rowcount == 0:
-                connection.execute(
-                    table.insert().values(name=self.worker, started_at=now_s(), **values)
-                )
+            upsert(
+                connection, table, {"name": self.worker}, values, at_first={"started_at": now_s()}
+            )
 
     def gone(self) -> None:
         """Say that this worker ends."""

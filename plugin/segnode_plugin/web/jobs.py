@@ -98,7 +98,7 @@ def _notices(view: LedgerView) -> list[str]:
     if not alive:
         return ["No worker says that it lives; jobs wait until one does."]
     return [
-        f"Worker {worker.name} takes no jobs until there is room: {worker.detail}."
+        f"Worker {worker.name} takes no jobs: {worker.detail}"
         for worker in alive
         if worker.state != "ready"
     ]
