@@ -295,10 +295,12 @@ def add_object(copy: Ledger, job: JobRow, role: str) -> str:
     return uid
 
 
-def test_half_a_result_is_found(jobs: list[JobRow], copy: Ledger) -> None:
+def test_the_result_of_a_failed_job_is_found_whole_or_half(
+    jobs: list[JobRow], copy: Ledger
+) -> None:
     copy.run("update job set state = 'failed' where key = ?", jobs[0].key)
     copy.run("update result set confirmed_at = null where job_key = ?", jobs[0].key)
-    assert codes(copy.data) == []
+    assert codes(copy.data) == [("result-unconfirmed", jobs[0].key)]
     add_object(copy, jobs[0], "SR")
     assert codes(copy.data) == [("half-stored", jobs[0].key)]
 

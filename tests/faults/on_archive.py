@@ -74,7 +74,7 @@ for answer, codes in {
     "cut body": (),
     "other": ("uid-collision",),
 }.items():
-    differs = ("result-differs",) if answer == "other" else ()
+    differs = ("result-differs", "result-unconfirmed") if answer == "other" else ()
     row("F18", f"store answered: {answer}", partial(answered, answer, codes), differs=differs)
 
 

@@ -24,7 +24,7 @@ from segnode_cli.node import read_environment
 from segnode_cli.show import say
 from segnode_contract.errors import SetupError
 from segnode_contract.identity import derived_uid
-from segnode_contract.job import OPEN_STATES, JobState
+from segnode_contract.job import OPEN_STATES, RETRIED, JobState
 from segnode_contract.ledger import Ledger, schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.settings import Settings, load_settings
@@ -243,9 +243,9 @@ def _compare_results(
                 "from a backup, unless it was deleted on purpose.",
             )
     for key, present in unproved.items():
-        if any(present):
+        if any(present) and (state.jobs[key].state in RETRIED or not all(present)):
             compared.found(
-                "half-stored",
+                "result-unconfirmed" if all(present) else "half-stored",
                 key,
                 f"The job is {state.jobs[key].state}, and {sum(present)} of its {len(present)} "
                 "unconfirmed objects lie in the archive; retry the job, or delete them there.",
