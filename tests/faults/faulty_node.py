@@ -144,9 +144,12 @@ class FaultyNode:
         if not link.is_established:
             raise Unwell("Orthanc took no association")
         try:
-            for image in images:
+            for number, image in enumerate(images, start):
                 status = link.send_c_store(image)
                 if "Status" not in status or status.Status != 0:
+                    # a quiet period may pass over what came so far, with or without this one
+                    series.sent(number)
+                    series.sent(number + 1)
                     raise Unwell("Orthanc did not take an image")
         finally:
             if link.is_established:
