@@ -47,6 +47,7 @@ class Intake:
         self._asked: dict[QuietSeries, float] = {}
         """Series that stay undecided, and when they were looked at."""
         self._rescanned = _NEVER
+        self._rescan_s = settings.intake.rescan_s
 
     def tick(self) -> None:
         """Note what changed, then decide what is due."""
@@ -79,8 +80,9 @@ class Intake:
 
     def _rescan(self, archive_id: str) -> None:
         """Find series and instances whose changes were never read."""
-        if time.monotonic() - self._rescanned < self._settings.intake.rescan_s:
+        if time.monotonic() - self._rescanned < self._rescan_s:
             return
+        self._rescanned = time.monotonic()
         listed = self._archive.get("/series")
         recent = self._ledger.recent(archive_id, self._settings.intake.rescan_days * 86400)
         missed = [
@@ -90,10 +92,9 @@ class Intake:
         if missed:
             self._ledger.touch(archive_id, missed)
             log.warning("changes were missed", extra={"series": len(missed)})
-        self._rescanned = time.monotonic()
 
     def _with_other_count(self, recent: Iterable[tuple[str, int]]) -> list[str]:
-        found = ((one, count, self._archive.get(f"/series/{one}")) for one, count in recent)
+        found = [(one, count, self._read(f"/series/{one}")) for one, count in recent]
         return [one for one, count, series in found if series and len(series["Instances"]) != count]
 
     def _note_changes(self, archive_id: str) -> None:
@@ -117,8 +118,19 @@ class Intake:
 
     def _touched(self, changes: list[dict[str, Any]]) -> list[str]:
         new = {change["ID"] for change in changes if change["ChangeType"] == "NewInstance"}
-        found = (self._archive.get(f"/instances/{orthanc_id}") for orthanc_id in new)
+        found = [self._read(f"/instances/{orthanc_id}") for orthanc_id in new]
+        if None in found:  # deleted meanwhile, or not to be read now
+            soon = time.monotonic() - self._rescan_s + _ASK_AGAIN_S
+            self._rescanned = min(self._rescanned, soon)
         return sorted({instance["ParentSeries"] for instance in found if instance})
+
+    def _read(self, uri: str) -> Any:
+        """Return what the archive says, None where it fails at this one: the others go on."""
+        try:
+            return self._archive.get(uri)
+        except Exception as error:  # Orthanc's own, which is not known here
+            log.warning("not read", extra={"uri": uri, "error": type(error).__name__})
+            return None
 
     def _decide(self, archive_id: str, quiet: QuietSeries) -> None:
         facts = series_facts(self._archive, quiet.orthanc_id)

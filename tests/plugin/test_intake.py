@@ -317,3 +317,27 @@ def test_what_a_scanner_derived_itself_is_taken(archive: Archive, ledger: Ledger
     archive.add("7", "1.7.1", ImageType="DERIVED\\PRIMARY\\AXIAL")
     Intake(archive, IntakeLedger(ledger), settings()).tick()
     assert states(ledger) == [("queued", 1)]
+
+
+def test_an_image_that_the_archive_cannot_read_holds_no_other_and_is_looked_for_again(
+    archive: Archive, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce(ledger)
+    intake = Intake(archive, IntakeLedger(ledger), settings())
+    intake.tick()
+    archive.add("7", "1.7.1")
+    archive.add("8", "1.8.1")
+    whole = archive.get
+
+    def torn(uri: str) -> Any:
+        if uri == "/instances/1.7.1":
+            raise OSError("torn")
+        return whole(uri)
+
+    monkeypatch.setattr(archive, "get", torn)
+    intake.tick()
+    assert states(ledger) == [("queued", 1)]
+    monkeypatch.undo()
+    monkeypatch.setattr("segnode_plugin.intake._ASK_AGAIN_S", 0.0)
+    Intake(archive, IntakeLedger(ledger), settings()).tick()
+    assert states(ledger) == [("queued", 1), ("queued", 1)]
