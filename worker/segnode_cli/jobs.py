@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from segnode_cli.node import read_environment
 from segnode_cli.show import console, say
@@ -54,7 +54,8 @@ def print_jobs(data: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
-    table = Table("job", "state", "model", "route", "images", "created", "what happened")
+    whole = [Column(name, no_wrap=True) for name in ("job", "state")]
+    table = Table(*whole, "model", "route", "images", "created", "what happened")
     for row in rows:
         said = f"{row.error_code}: {row.error_sentence}" if row.error_code else ""
         created = datetime.fromtimestamp(row.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
