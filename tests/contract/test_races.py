@@ -159,12 +159,7 @@ def test_a_lost_job_is_taken_back_once_however_many_reapers_see_it(
     assert [row[1] for row in counts] == [1] * lost
 
 
-def test_two_workers_bring_a_new_model_at_once(
-    ledger: Ledger, request: pytest.FixtureRequest
-) -> None:
-    if ledger.engine.dialect.name == "postgresql":
-        why = "WorkerLedger.announce looks, then inserts: the later one raises IntegrityError"
-        request.applymarker(pytest.mark.xfail(reason=why))
+def test_two_workers_bring_a_new_model_at_once(ledger: Ledger) -> None:
     said: list[BaseException | None] = []
 
     def announce() -> None:
