@@ -54,7 +54,7 @@ class Intake:
         archive_id = self._archive.archive_id()
         self._note_changes(archive_id)
         self._rescan(archive_id)
-        for key in self._ledger.replace_stranded(archive_id, self._settings.limits.lease_s):
+        for key in self._ledger.replace_stranded(self._settings.limits.lease_s):
             log.info("job to be made for another model version", extra={"job_key": key})
         quiet = self._ledger.quiet(archive_id, self._settings.intake.quiet_s)
         self._asked = {one: self._asked.get(one, _NEVER) for one in quiet}

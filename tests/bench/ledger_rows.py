@@ -142,7 +142,7 @@ class Asked:
             "intake.quiet": ("0.5 s", lambda: self.intake.quiet(ARCHIVE, 5)),
             "intake.replace_stranded": (
                 "0.5 s",
-                lambda: self.intake.replace_stranded(ARCHIVE, 60),
+                lambda: self.intake.replace_stranded(60),
             ),
             "intake.models": ("series", lambda: self.intake.models(60)),
             "intake.own_series": ("series", lambda: self.intake.own_series("2.26.100007")),

@@ -322,11 +322,12 @@ def test_a_ring_is_sent_once_and_again_when_nobody_came(ledger: Ledger) -> None:
     assert outbox.due() == []
 
 
-def test_a_superseded_result_holds_again_when_its_content_comes_back(finished: Ledger) -> None:
+def test_a_superseded_result_is_looked_for_when_its_content_comes_back(finished: Ledger) -> None:
     arrive(finished, new_job(instances=4))
     assert state(finished, new_job().key) == "superseded"
-    arrive(finished, new_job())
-    assert state(finished, new_job().key) == "done"
+    assert arrive(finished, new_job()) == [new_job().key]
+    held = the_claim(finished)
+    assert [known.role for known in WorkLedger(finished, "w1", LIMITS).known(held)] == ["SEG"]
     assert state(finished, new_job(instances=4).key) == "superseded"
 
 
@@ -439,14 +440,14 @@ def test_an_upgrade_makes_waiting_jobs_anew(ledger: Ledger) -> None:
     new.announce("ct-tissue", "2.0.0", "e" * 64, "card")
     intake = IntakeLedger(ledger)
     assert intake.models(60)["ct-tissue"].version == "2.0.0"
-    assert intake.replace_stranded(ARCHIVE, 60) == []
+    assert intake.replace_stranded(60) == []
     old.announce("ct-tissue", "1.0.0", DIGEST, "card")
     assert intake.models(60)["ct-tissue"].version == "2.0.0"
     with ledger.write() as connection:
         connection.execute(
             text("update model set announced_at = announced_at - 61 where version = '1.0.0'")
         )
-    assert intake.replace_stranded(ARCHIVE, 60) == [new_job().key]
+    assert intake.replace_stranded(60) == [new_job().key]
     assert state(ledger, new_job().key) == "superseded"
     assert [q.orthanc_id for q in intake.quiet(ARCHIVE, 0)] == ["o1"]
 

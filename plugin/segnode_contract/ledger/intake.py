@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, and_, case, exists, func, select, update
+from sqlalchemy import Connection, and_, case, exists, select, update
 
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState, NewJob
 from segnode_contract.ledger import schema
@@ -200,7 +200,7 @@ class IntakeLedger:
             for row in rows
         }
 
-    def replace_stranded(self, archive_id: str, silent_s: float) -> list[str]:
+    def replace_stranded(self, silent_s: float) -> list[str]:
         """Supersede queued jobs whose model version is gone while another one is there.
 
         Their series are decided again, so that an upgrade loses no job.
@@ -212,8 +212,7 @@ class IntakeLedger:
         """
         job, model, series = schema.job, schema.model, schema.series
         alive = and_(model.c.name == job.c.model, model.c.announced_at >= now_s() - silent_s)
-        stranded = select(job.c.key, job.c.series_uids).where(
-            job.c.archive_id == archive_id,
+        stranded = select(job.c.key, job.c.archive_id, job.c.series_uids).where(
             job.c.state == JobState.QUEUED,
             exists().where(alive),
             ~exists().where(alive, model.c.digest == job.c.model_digest),
@@ -223,7 +222,7 @@ class IntakeLedger:
                 return []
         with self._ledger.write() as connection:
             rows = connection.execute(stranded.with_for_update()).all()
-            for key, series_uids in rows:
+            for key, archive_id, series_uids in rows:
                 _supersede(connection, key, "no worker has this version of the model any more")
                 connection.execute(
                     update(series)
@@ -233,7 +232,7 @@ class IntakeLedger:
                     )
                     .values(decided_at=None)
                 )
-            return [key for key, _ in rows]
+            return [row.key for row in rows]
 
 
 def _touch(connection: Connection, archive_id: str, series: Iterable[str]) -> None:
@@ -266,14 +265,6 @@ def _queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
         return False
     joined = "\\".join(sorted(job.series_uids))  # DICOM's own separator of values
     _supersede_others(connection, archive_id, job, joined)
-    if known is not None and not moved and not again and _has_result(connection, job.key):
-        connection.execute(
-            update(table)
-            .where(table.c.key == job.key)
-            .values(state=JobState.DONE, updated_at=now_s())
-        )
-        record(connection, job.key, "intake", "done", "its content is back, its result holds again")
-        return False
     fresh = {
         "archive_id": archive_id,
         "last_instance_at": job.last_instance_at,
@@ -292,19 +283,17 @@ def _queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
         connection.execute(table.insert().values(asdict(job) | made | fresh))
     else:
         connection.execute(update(table).where(table.c.key == job.key).values(fresh))
+        # the archive may have lost what it had: the worker looks
+        connection.execute(
+            update(schema.result)
+            .where(schema.result.c.job_key == job.key)
+            .values(stored_at=None, confirmed_at=None)
+        )
     connection.execute(
         schema.outbox.insert().values(job_key=job.key, lane=job.lane, due_at=now_s())
     )
     record(connection, job.key, "intake", "queued", f"route {job.route}")
     return True
-
-
-def _has_result(connection: Connection, key: str) -> bool:
-    result = schema.result
-    objects, confirmed = connection.execute(
-        select(func.count(), func.count(result.c.confirmed_at)).where(result.c.job_key == key)
-    ).one()
-    return bool(objects) and objects == confirmed
 
 
 def _supersede_others(connection: Connection, archive_id: str, job: NewJob, joined: str) -> None:
