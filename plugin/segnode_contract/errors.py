@@ -51,6 +51,8 @@ class TransientError(SegnodeError):
     """Trying again may help."""
 
     code = "transient"
+    patience_s = float("inf")
+    """How long after the first try this may still help; `Limits.give_up_h` holds for all."""
 
 
 class PermanentError(SegnodeError):
@@ -115,6 +117,8 @@ class BrokenInstance(PermanentError):
 
 class SeriesChanged(TransientError):
     code = "series-changed"
+    patience_s = 2 * 3600.0
+    """By then the new content has its job: intake reads the whole archive every hour."""
 
 
 class ModelFailed(PermanentError):

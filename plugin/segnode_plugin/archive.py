@@ -51,7 +51,17 @@ class OrthancArchive:
 
     def study(self, study_uid: str) -> dict[str, Any] | None:
         """Return what Orthanc says of a study, by its Study Instance UID."""
-        found = json.loads(self._orthanc.RestApiPost("/tools/lookup", study_uid))
-        ids = [item["ID"] for item in found if item["Type"] == "Study"]
+        ids = self._named("Study", study_uid)
         study: dict[str, Any] | None = self.get(f"/studies/{ids[0]}") if ids else None
         return study
+
+    def series_named(self, series_uid: str) -> list[str]:
+        """Return Orthanc's ids of all series of a Series Instance UID.
+
+        They are several where the same UID came in two studies, or for two patients.
+        """
+        return self._named("Series", series_uid)
+
+    def _named(self, level: str, uid: str) -> list[str]:
+        found = json.loads(self._orthanc.RestApiPost("/tools/lookup", uid))
+        return [item["ID"] for item in found if item["Type"] == level]

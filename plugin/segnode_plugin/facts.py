@@ -12,9 +12,10 @@ _CODE = re.compile(r"[A-Z0-9_ ./-]{0,64}")
 
 
 class Index(Protocol):
-    """Orthanc's REST, reading only."""
+    """What Orthanc holds. `OrthancArchive` in service."""
 
     def get(self, uri: str) -> Any: ...
+    def series_named(self, series_uid: str) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,8 @@ class SeriesFacts:
     sop_class_uid: str
     copied: bool
     """Whether Orthanc made it from another series, by anonymising or modifying."""
+    namesakes: int
+    """Other series in the archive with the same UID, in another study or of another patient."""
     instance_uids: tuple[str, ...]
 
 
@@ -42,14 +45,16 @@ def series_facts(index: Index, orthanc_id: str) -> SeriesFacts | None:
         return None
     tags = index.get(f"/instances/{instances[0]['ID']}/simplified-tags") or {}
     metadata = index.get(f"/series/{orthanc_id}/metadata") or []
+    series_uid = _uid(series, "SeriesInstanceUID")
     return SeriesFacts(
         study_uid=_uid(study, "StudyInstanceUID"),
-        series_uid=_uid(series, "SeriesInstanceUID"),
+        series_uid=series_uid,
         modality=_text(tags, "Modality"),
         body_part=_text(tags, "BodyPartExamined"),
         image_type=tuple(_text(tags, "ImageType").split("\\")),
         sop_class_uid=_text(tags, "SOPClassUID"),
         copied=not {"AnonymizedFrom", "ModifiedFrom"}.isdisjoint(metadata),
+        namesakes=max(len(index.series_named(series_uid)) - 1, 0) if series_uid else 0,
         instance_uids=tuple(_uid(item, "SOPInstanceUID") for item in instances),
     )
 

@@ -12,7 +12,7 @@ from segnode_contract.errors import SegnodeError
 from segnode_contract.ledger import IntakeLedger
 from segnode_contract.ledger.intake import Decision, QuietSeries
 from segnode_contract.settings import Settings
-from segnode_plugin.facts import SeriesFacts, series_facts
+from segnode_plugin.facts import Index, SeriesFacts, series_facts
 from segnode_plugin.routing import new_job, verdict
 
 log = logging.getLogger(__name__)
@@ -25,10 +25,9 @@ _ASK_AGAIN_S = 5.0
 """How often a series that waits for a model, or cannot be read, is looked at."""
 
 
-class Archive(Protocol):
+class Archive(Index, Protocol):
     """The archive whose changes are read. `OrthancArchive` in service."""
 
-    def get(self, uri: str) -> Any: ...
     def archive_id(self) -> str: ...
 
 

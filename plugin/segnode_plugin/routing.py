@@ -23,8 +23,9 @@ def verdict(route: Route, facts: SeriesFacts) -> Verdict:
 
 
 def _refusal(route: Route, facts: SeriesFacts) -> str | None:
-    if not all((facts.study_uid, facts.series_uid, *facts.instance_uids)):
-        return "the UID of the study, of the series or of an image is none"
+    nameless = _without_address(facts)
+    if nameless is not None:
+        return nameless
     if facts.modality != route.modality:
         return f"Modality is {facts.modality or 'missing'}, {route.modality} is wanted"
     made = _made_from_others(route, facts)
@@ -35,6 +36,18 @@ def _refusal(route: Route, facts: SeriesFacts) -> str | None:
     if route.body_parts and facts.body_part not in route.body_parts:
         wanted = " or ".join(route.body_parts)
         return f"Body Part Examined is {facts.body_part or 'missing'}, {wanted} is wanted"
+    return None
+
+
+def _without_address(facts: SeriesFacts) -> str | None:
+    if not all((facts.study_uid, facts.series_uid, *facts.instance_uids)):
+        return "the UID of the study, of the series or of an image is none"
+    if facts.namesakes:
+        # DICOMweb has no address for one of them, and a result would hang on either patient
+        return (
+            f"{facts.namesakes + 1} series in the archive have this Series Instance UID, of other "
+            "studies or patients; delete them there, and send the right one again"
+        )
     return None
 
 

@@ -51,6 +51,12 @@ class Archive:
     def archive_id(self) -> str:
         return self.id
 
+    def series_named(self, series_uid: str) -> list[str]:
+        return [s for s in self.tags if series_uid == self.uid_of(s)]
+
+    def uid_of(self, series: str) -> str:
+        return f"1.{series.partition('@')[0]}"
+
     def get(self, uri: str) -> Any:  # noqa: PLR0911 # one line per address
         path, _, query = uri.partition("?")
         parts = path.strip("/").split("/")
@@ -67,7 +73,7 @@ class Archive:
             case ["instances", uid, "simplified-tags"]:
                 return self.tags[self.instances[uid]["ParentSeries"]]
             case ["series", series]:
-                tags = {"SeriesInstanceUID": f"1.{series}"}
+                tags = {"SeriesInstanceUID": self.uid_of(series)}
                 inside = [u for u, i in self.instances.items() if i["ParentSeries"] == series]
                 known = {"ParentStudy": "study", "MainDicomTags": tags, "Instances": inside}
                 return known if series in self.tags else None
@@ -317,6 +323,17 @@ def test_what_a_scanner_derived_itself_is_taken(archive: Archive, ledger: Ledger
     archive.add("7", "1.7.1", ImageType="DERIVED\\PRIMARY\\AXIAL")
     Intake(archive, IntakeLedger(ledger), settings()).tick()
     assert states(ledger) == [("queued", 1)]
+
+
+def test_a_series_uid_of_two_patients_starts_nothing_more(archive: Archive, ledger: Ledger) -> None:
+    """DICOMweb has one address for both, and Orthanc answers it with nothing."""
+    announce(ledger)
+    archive.add("7", "1.7.1")
+    archive.add("7@another", "1.7.2")
+    Intake(archive, IntakeLedger(ledger), settings()).tick()
+    assert states(ledger) == []
+    said = [list(series.verdicts) for series in LedgerView(ledger).series("1.2")]
+    assert ["2 series in the archive" in verdicts[0]["reason"] for verdicts in said] == [True, True]
 
 
 def test_an_image_that_the_archive_cannot_read_holds_no_other_and_is_looked_for_again(

@@ -306,7 +306,7 @@ def test_images_that_are_not_the_jobs_are_awaited_before_anything_is_said_of_the
     work: WorkLedger, archive: FolderArchive, spool: Spool, inbox: Path
 ) -> None:
     (inbox / "4.dcm").unlink()  # a gap, which the stack would refuse for good
-    with pytest.raises(SeriesChanged, match="gave 8 instances"):
+    with pytest.raises(SeriesChanged, match="gave 8 images"):
         run_job(take(work), archive, Bright(), work, spool, "node")
 
 

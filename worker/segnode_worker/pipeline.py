@@ -235,9 +235,9 @@ def _check_content(files: Sequence[bytes], content: str) -> None:
         return  # the stack names what is broken
     if found != content:
         raise SeriesChanged(
-            f"The archive gave {len(files)} instances that are not those the job was made for. If "
-            "the series changed, its new content gets a job of its own, which supersedes this one; "
-            "until then this one is tried again."
+            f"The archive gave {len(files)} images, which are not those that the job was made for. "
+            "If the series changed, its new content gets a job of its own, which supersedes this "
+            "one; until then this one is tried again."
         )
 
 

@@ -265,7 +265,8 @@ class WorkLedger:
         """Close the run with an error: later again if that may help, else for good.
 
         A job under which a model process died as often as `Limits.deliveries` says is dead, and
-        so is one that nothing but transient errors kept from its end for `Limits.give_up_h`.
+        so is one that nothing but transient errors kept from its end for `Limits.give_up_h`, or
+        for the error's own patience.
         """
         job = schema.job
         with self._ledger.write() as connection:
@@ -311,7 +312,8 @@ class WorkLedger:
         if not isinstance(error, TransientError):
             return JobState.FAILED
         died = isinstance(error, ModelProcessDied) and deliveries >= self._limits.deliveries
-        return JobState.DEAD if died or age_s > self._limits.give_up_h * 3600 else JobState.QUEUED
+        patience_s = min(self._limits.give_up_h * 3600, error.patience_s)
+        return JobState.DEAD if died or age_s > patience_s else JobState.QUEUED
 
     def _wait_s(self, error: SegnodeError, attempts: int) -> float:
         if isinstance(error, OutOfMemory):
