@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from .faulty_node import (
     FaultyNode,
@@ -181,6 +182,17 @@ def freeze_child(point: str, site: FaultyNode) -> None:
     continue_(child)
 
 
+def freeze_child_for_good(site: FaultyNode) -> None:
+    """A child that does not even notice that its job was taken from it must not keep its place."""
+    site.points.arm("infer.before", "stop")
+    site.send(small_series())
+    child = site.struck("infer.before")
+    site.meanwhile(site.limits.lease_s * 1.7)
+    wait_for(
+        lambda: not Path(f"/proc/{child}").exists(), site.limits.lease_s * 3, "the child's end"
+    )
+
+
 def freeze_all(site: FaultyNode) -> None:
     _held_in_infer(site)
     tree = site.worker_tree()
@@ -198,6 +210,7 @@ for name, at in {
     "before done": "done.before",
 }.items():
     row("F6", f"child stopped past its lease: {name}", partial(freeze_child, at), limit_s=150)
+row("F6", "child stopped for good: in infer", freeze_child_for_good, limit_s=150)
 row("F6", "all stopped past the lease: in infer", freeze_all, limit_s=150)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,43 @@ def test_a_killed_child_is_reported_by_its_parent(
     # long before its lease would have run out
     assert job.runs[1].started_at - job.runs[0].started_at < 30
     assert len(job.row.objects) == 1
+
+
+@pytest.fixture
+def no_memory() -> Iterator[Callable[[int], None]]:
+    """Give a process no more memory than it has, so that the kernel ends it (cgroups(7))."""
+    groups = Path("/sys/fs/cgroup/memory")
+    group = groups / f"segnode-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no memory cgroup (version 1) can be made here")
+
+    def strike(pid: int) -> None:
+        (group / "memory.limit_in_bytes").write_text("1M")
+        (group / "cgroup.procs").write_text(str(pid))
+
+    yield strike
+    for _ in range(100):
+        with suppress(OSError):  # busy for as long as it holds a process
+            group.rmdir()
+            return
+        time.sleep(0.1)
+
+
+def test_a_child_that_the_kernel_ends_for_want_of_memory_is_named(
+    node: Node, phantom: Phantom, tmp_path: Path, no_memory: Callable[[int], None]
+) -> None:
+    key = job_at_the_model(node, phantom, tmp_path)
+    with view_of(node.data) as view:
+        job = view.job(key)
+    assert job is not None
+    no_memory(int(job.runs[-1].worker.split("/")[2]))
+    os.kill(model_process(node), signal.SIGCONT)
+    job = wait_for(node, key, is_done)
+    assert [run.outcome for run in job.runs] == ["lost", "done"]
+    [lost] = [event for event in job.events if "ended or went silent" in event.detail]
+    assert "for want of memory" in lost.detail
 
 
 def test_a_killed_workers_jobs_are_freed_by_the_next_one(

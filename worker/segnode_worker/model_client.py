@@ -131,12 +131,12 @@ class ModelProcess:
 
     def _ask(self, request: dict[str, Any], fds: list[int], card: Card) -> dict[str, Any]:
         with self._turn(request, fds) as (link, process):
-            killed = _kernel_kills()
+            killed = kernel_kills()
             link.settimeout(card.time_limit_s)
             try:
                 reply = _reply(link)
             except ModelProcessDied as error:
-                if _kernel_kills() > killed:
+                if kernel_kills() > killed:
                     raise _no_memory(card, process, request) from error
                 raise
             except TimeoutError as error:
@@ -193,6 +193,14 @@ class ModelProcess:
             yield link
 
 
+def kernel_kills() -> int:
+    """Return how often the kernel has ended a process for want of memory (Linux 4.13)."""
+    for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
+
+
 def _no_memory(card: Card, process: dict[str, Any], request: dict[str, Any]) -> SegnodeError:
     said = f"The model {card.name} {card.version} had not enough memory for {request['shape']}"
     if process["smaller"] and not request["thrifty"]:
@@ -201,14 +209,6 @@ def _no_memory(card: Card, process: dict[str, Any], request: dict[str, Any]) -> 
         f"{said} voxels; a GPU or machine with more memory is needed, or fewer other programs on "
         "this one."
     )
-
-
-def _kernel_kills() -> int:
-    """Return how often the kernel has ended a process for want of memory (Linux 4.13)."""
-    for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
-        if line.startswith("oom_kill "):
-            return int(line.split()[1])
-    return 0
 
 
 def _reply(link: socket.socket) -> dict[str, Any]:

@@ -7,12 +7,13 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 
 from segnode_contract.errors import SegnodeError
 from segnode_contract.ledger import LeaseLedger, WorkerLedger
 from segnode_contract.settings import Limits
-from segnode_worker.model_client import ModelProcess
+from segnode_worker.model_client import ModelProcess, kernel_kills
 from segnode_worker.model_service import ModelService
 from segnode_worker.owner import host, lives, parent_of, process_of
 from segnode_worker.spool import Spool
@@ -25,6 +26,10 @@ _MODELS_S = 5.0
 _HUNG_S = 300.0
 """A model process that answers nobody for this long is ended; loading may take minutes."""
 _TIDY_S = 60.0
+_NO_MEMORY = (
+    "The kernel ended a process for want of memory at that time: give the machine more of it, or "
+    "the worker fewer children."
+)
 
 
 class Watch:
@@ -47,10 +52,12 @@ class Watch:
         self._limits = limits
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._spoke = self._tidied = float("-inf")
+        self._spoke = self._tidied = self._looked = float("-inf")
         self._answered = time.monotonic()
         self._room = True
         self._trouble = ""
+        self._killed = deque([kernel_kills()], maxlen=5)
+        self._ghosts: set[tuple[str, int]] = set()
 
     def start(self) -> None:
         """Say that the worker is there, then watch."""
@@ -84,7 +91,7 @@ class Watch:
                 self._trouble = trouble
 
     def _tick(self) -> None:
-        free_dead(self._leases, self._worker.worker)
+        self._free_dead()
         free_mb = self._spool.free_mb()
         room = free_mb >= self._limits.free_mb
         often_s = min(_SPEAK_S, self._limits.lease_s / 3)
@@ -99,6 +106,24 @@ class Watch:
         if time.monotonic() - self._tidied > _TIDY_S:
             self._spool.tidy(self._worker.needed())
             self._tidied = time.monotonic()
+        if time.monotonic() - self._looked > self._limits.lease_s:
+            self._end_ghosts()
+            self._looked = time.monotonic()
+
+    def _free_dead(self) -> None:
+        # the kernel counts before it kills, and a dead child may be seen some beats later
+        self._killed.append(kernel_kills())
+        why = _NO_MEMORY if self._killed[-1] > self._killed[0] else ""
+        free_dead(self._leases, self._worker.worker, why)
+
+    def _end_ghosts(self) -> None:
+        """End children that still hold on to a job a lease after it was taken from them."""
+        ghosts = {g for g in self._leases.ghosts(self._worker.worker) if lives(g[0])}
+        for name, _ in ghosts & self._ghosts:
+            log.warning("worker child hangs, and is ended", extra={"worker": name})
+            with suppress(ProcessLookupError):
+                os.kill(process_of(name), signal.SIGKILL)
+        self._ghosts = ghosts
 
     def _announce(self) -> tuple[str, str]:
         """Announce the models, and return the state of the worker with its reason."""
@@ -138,8 +163,8 @@ class Watch:
             log.warning("job handed back", extra={"job_key": key})
 
 
-def free_dead(leases: LeaseLedger, worker: str) -> None:
-    """Queue the jobs again whose worker child on this machine is no more."""
+def free_dead(leases: LeaseLedger, worker: str, why: str = "") -> None:
+    """Queue the jobs again whose worker child on this machine is no more, and say why if known."""
     dead = [lease for lease in leases.held(host()) if not lives(lease.owner)]
-    for key in leases.take_back(dead, worker) if dead else ():
+    for key in leases.take_back(dead, worker, why=why) if dead else ():
         log.warning("worker child lost", extra={"job_key": key})

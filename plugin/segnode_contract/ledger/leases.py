@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
 from segnode_contract.job import JobState
 from segnode_contract.ledger import schema
@@ -81,6 +81,28 @@ class LeaseLedger:
                 if _release(connection, lease, JobState.QUEUED, deliveries=uncounted)
                 and _close(connection, lease, actor, JobState.QUEUED, "handed back", said)
             ]
+
+    def ghosts(self, worker: str) -> set[tuple[str, int]]:
+        """Return a worker's children that last ran a job which is theirs no more, with the run.
+
+        One that lives notices soon, unless it hangs where not even its heart beats.
+        """
+        run, job = schema.run, schema.job
+        ours = run.c.worker.startswith(f"{worker}/", autoescape=True)
+        last = select(func.max(run.c.id)).where(ours).group_by(run.c.worker)
+        holds = and_(
+            job.c.state == JobState.RUNNING,
+            job.c.lease_owner == run.c.worker,
+            job.c.lease_epoch == run.c.epoch,
+        )
+        ended = func.coalesce(run.c.outcome, "").in_(("done", "failed"))
+        with self._ledger.read() as connection:
+            rows = connection.execute(
+                select(run.c.worker, run.c.id)
+                .join(job, job.c.key == run.c.job_key)
+                .where(run.c.id.in_(last), ~ended, ~holds)
+            ).all()
+        return {(row[0], row[1]) for row in rows}
 
     def _leases(self, condition: ColumnElement[bool]) -> list[Lease]:
         job = schema.job
