@@ -60,8 +60,10 @@ class Dispatch:
         for ring in self._outbox.due():
             lanes[ring.lane].append(ring)
         for lane, rings in lanes.items():
-            # one that Redis still holds, while no worker comes, is not sent twice
-            for _ in range(len(rings) - self._bell.waiting(lane)):
+            again = sum(ring.again for ring in rings)
+            if again:  # what Redis still holds, while no worker comes, is not sent twice
+                again = max(again - self._bell.waiting(lane), 0)
+            for _ in range(sum(not ring.again for ring in rings) + again):
                 self._bell.ring(lane)
             self._outbox.published(rings)
         if time.monotonic() - self._tidied > _TIDY_S:

@@ -18,6 +18,8 @@ from segnode_contract.settings import Limits
 class Ring:
     id: int
     lane: str
+    again: bool
+    """Whether it was sent before."""
 
 
 class OutboxLedger:
@@ -39,13 +41,13 @@ class OutboxLedger:
         unheard = and_(outbox.c.published_at <= now_s() - self._repeat_s, waits)
         with self._ledger.read() as connection:
             rows = connection.execute(
-                select(outbox.c.id, outbox.c.lane)
+                select(outbox.c.id, outbox.c.lane, ~unsent)
                 .where(outbox.c.due_at <= now_s(), unsent | unheard)
                 # repeats of a long queue must not keep a new ring from its lane
                 .order_by(outbox.c.published_at.is_not(None), outbox.c.due_at)
                 .limit(limit)
             )
-            return [Ring(id=row[0], lane=row[1]) for row in rows]
+            return [Ring(id=row[0], lane=row[1], again=row[2]) for row in rows]
 
     def published(self, rings: Collection[Ring]) -> None:
         """Note that the broker holds these rings."""
