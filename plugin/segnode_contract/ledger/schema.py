@@ -99,6 +99,7 @@ job = Table(
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
     Index("job_claim", "lane", "state", "not_before"),
+    Index("job_state", "state", "study_uid"),
     Index("job_study", "study_uid"),
     Index("job_series", "series_uids", "model"),
     Index("job_created", "created_at"),

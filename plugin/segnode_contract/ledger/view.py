@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Row, Select, and_, func, select
 
 from segnode_contract.card import Card, parse_card
 from segnode_contract.job import JobState
@@ -172,7 +172,10 @@ class LedgerView:
 
     def job(self, key: str) -> Job | None:
         """Return the one job whose key begins with `key`; None when there is none, or several."""
-        rows = self._rows(select(schema.job).where(schema.job.c.key.startswith(key)).limit(2))
+        column = schema.job.c.key
+        # keys are hexadecimal digits, after the last of which comes g; LIKE would read every row
+        begins = and_(column >= key, column < f"{key}g")
+        rows = self._rows(select(schema.job).where(begins).limit(2))
         if len(rows) != 1:
             return None
         whole = rows[0].key

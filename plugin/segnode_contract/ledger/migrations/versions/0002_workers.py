@@ -25,3 +25,4 @@ def upgrade() -> None:
         op.execute(f"update {table} set {new} = {old}")  # noqa: S608 # names of ours
         with op.batch_alter_table(table) as changed:
             changed.alter_column(new, existing_type=sa.Double(), nullable=False)
+    op.create_index("job_state", "job", ["state", "study_uid"])
