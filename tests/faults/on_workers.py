@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+
+from sqlalchemy import make_url
 
 from .faulty_node import (
     FaultyNode,
@@ -271,29 +274,39 @@ def frozen_worker(point: str, site: FaultyNode) -> None:
         site.settle(60)
 
 
-def partitioned_worker(site: FaultyNode) -> None:
+def partitioned_worker(point: str, site: FaultyNode) -> None:
+    """One worker loses archive and Redis, and where the ledger is a server, that too."""
     archive, broker = ArchiveLink(site.node.http_port), SlowLink(site.node.redis_port)
     word = site.node.passwords["redis"]
-    with (
-        archive.running(),
-        broker.running(),
-        site.second_worker(
-            SEGNODE_ARCHIVE_URL=f"http://127.0.0.1:{archive.port}/dicom-web",
-            SEGNODE_BROKER_URL=f"redis://:{word}@127.0.0.1:{broker.port}/0",
-        ) as second,
-    ):
+    environment = {
+        "SEGNODE_ARCHIVE_URL": f"http://127.0.0.1:{archive.port}/dicom-web",
+        "SEGNODE_BROKER_URL": f"redis://:{word}@127.0.0.1:{broker.port}/0",
+    }
+    links: list[ArchiveLink | SlowLink] = [archive, broker]
+    if site.database is not None:
+        url = make_url(site.database.url)
+        ledger = SlowLink(url.port or 5432)
+        links.append(ledger)
+        environment["SEGNODE_LEDGER_URL"] = str(url.set(port=ledger.port))
+    with ExitStack() as stack:
+        for link in links:
+            stack.enter_context(link.running())
+        second = stack.enter_context(site.second_worker(**environment))
         # only the second worker hears the ring
         send_signal(site.worker_tree(), signal.SIGSTOP)
-        site.points.arm("store.before", "hold")
+        site.points.arm(point, "hold")
         site.send(small_series())
-        child = site.struck("store.before")
+        child = site.struck(point)
         assert child in descendants(second.pid)
-        archive.cut = broker.cut = True
+        for link in links:
+            link.cut = True
         send_signal(site.worker_tree(), signal.SIGCONT)
-        site.points.release("store.before")
+        site.points.release(point)
         site.injured()
         site.settle(60)
-        archive.cut = broker.cut = False
+        for link in links:
+            link.cut = False
+        site.meanwhile(2.0)  # for what it still would store
 
 
 for name, at in {
@@ -302,4 +315,12 @@ for name, at in {
     "after store": "store.after",
 }.items():
     row("F24", f"one of two workers stopped: {name}", partial(frozen_worker, at), limit_s=90)
-row("F24", "one of two workers without network: before store", partitioned_worker, limit_s=90)
+for name, at in {"before store": "store.before", "after store": "store.after"}.items():
+    for site, what in {"plain": "network", "postgresql": "network, nor ledger"}.items():
+        row(
+            "F24",
+            f"one of two workers without {what}: {name}",
+            partial(partitioned_worker, at),
+            site=site,
+            limit_s=90,
+        )
