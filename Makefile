@@ -3,7 +3,7 @@
 RUN_PACKAGES = ca-certificates python3-venv orthanc orthanc-python orthanc-dicomweb redis-server
 TEST_PACKAGES = chromium dicom3tools dcmtk postgresql docker-compose openssl procps
 
-.PHONY: demo test test-trixie faults fuzz bench setup test-setup clean
+.PHONY: demo test test-trixie faults fuzz bench load setup test-setup clean
 
 demo: setup
 	@.venv/bin/segnode demo $(if $(STUDY),--study "$(STUDY)") $(if $(EXIT),--exit)
@@ -39,6 +39,9 @@ fuzz: test-setup
 
 bench: setup
 	@.venv/bin/python tests/bench/bench.py
+
+load: setup
+	@.venv/bin/python tests/bench/load.py
 
 clean:
 	rm -rf .venv .cache data artifacts

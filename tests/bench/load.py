@@ -1,4 +1,4 @@
-"""Send 200 studies of 100 small slices from 8 senders at once: .venv/bin/python tests/bench/load.py
+"""Send 200 studies of 100 small slices from 8 senders at once: make load
 
 STUDIES=16 sends fewer. Every other sender uses C-STORE, the others STOW-RS. Prints numbers; ends
 with 1 where a result is missing, or ledger and archive differ.
