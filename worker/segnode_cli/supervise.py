@@ -31,9 +31,9 @@ PLUGINS = (
 _CURE = "as root: apt-get install orthanc orthanc-python orthanc-dicomweb redis-server"
 _START_S = 90.0
 _TLS = (
-    "The Orthanc of Debian 12 and 13 cannot serve HTTPS: its web server library crashes with "
-    "OpenSSL 3. Leave [listen] certificate empty and put a proxy with TLS in front, or use an "
-    "Orthanc from elsewhere. "
+    "The Orthanc of Debian 12 and 13 cannot serve HTTPS: its web server library does not work with "
+    "OpenSSL 3, whatever its log says of the port. Leave [listen] certificate empty and put a "
+    "proxy with TLS in front, or use an Orthanc from elsewhere. "
 )
 _ENDED = ("BACKOFF", "EXITED", "FATAL")
 _LONGEST_SOCKET = 90  # sun_path of unix(7) holds 108 bytes, and supervisor adds its process id
