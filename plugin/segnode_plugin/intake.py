@@ -45,13 +45,16 @@ class Intake:
         self._settings = settings
         self._asked: dict[QuietSeries, float] = {}
         """Series that stay undecided, and when they were looked at."""
-        self._rescanned = _NEVER
-        self._rescan_s = settings.intake.rescan_s
+        self._unread: set[str] = set()
+        """Instances that the archive could not read when they came."""
+        self._rescan_at = _NEVER
 
     def tick(self) -> None:
         """Note what changed, then decide what is due."""
         archive_id = self._archive.archive_id()
         self._note_changes(archive_id)
+        if self._unread:
+            self._read_again(archive_id)
         self._rescan(archive_id)
         for key in self._ledger.replace_stranded(self._settings.limits.lease_s):
             log.info("job to be made for another model version", extra={"job_key": key})
@@ -79,9 +82,9 @@ class Intake:
 
     def _rescan(self, archive_id: str) -> None:
         """Find series and instances whose changes were never read."""
-        if time.monotonic() - self._rescanned < self._rescan_s:
+        if time.monotonic() < self._rescan_at:
             return
-        self._rescanned = time.monotonic()
+        self._rescan_at = time.monotonic() + _ASK_AGAIN_S  # should this one fail
         listed = self._archive.get("/series")
         recent = self._ledger.recent(archive_id, self._settings.intake.rescan_days * 86400)
         missed = [
@@ -91,6 +94,7 @@ class Intake:
         if missed:
             self._ledger.touch(archive_id, missed)
             log.warning("changes were missed", extra={"series": len(missed)})
+        self._rescan_at = time.monotonic() + self._settings.intake.rescan_s
 
     def _with_other_count(self, recent: Iterable[tuple[str, int]]) -> list[str]:
         found = [(one, count, self._read(f"/series/{one}")) for one, count in recent]
@@ -106,7 +110,7 @@ class Intake:
             return
         if cursor > last:  # changes, or the newest resources, were deleted
             self._ledger.note(archive_id, last, [])
-            self._rescanned = _NEVER
+            self._rescan_at = _NEVER
             return
         while cursor < last:
             page = self._archive.get(f"/changes?since={cursor}&limit={_BATCH}")
@@ -117,11 +121,32 @@ class Intake:
 
     def _touched(self, changes: list[dict[str, Any]]) -> list[str]:
         new = {change["ID"] for change in changes if change["ChangeType"] == "NewInstance"}
-        found = [self._read(f"/instances/{orthanc_id}") for orthanc_id in new]
-        if None in found:  # deleted meanwhile, or not to be read now
-            soon = time.monotonic() - self._rescan_s + _ASK_AGAIN_S
-            self._rescanned = min(self._rescanned, soon)
-        return sorted({instance["ParentSeries"] for instance in found if instance})
+        found, unread = self._series_of(new)
+        self._unread |= unread
+        return found
+
+    def _read_again(self, archive_id: str) -> None:
+        """Ask again for instances that could not be read: the cursor has passed them."""
+        found, unread = self._series_of(self._unread)
+        if found:
+            self._ledger.touch(archive_id, found)
+        self._unread = unread
+
+    def _series_of(self, instances: Iterable[str]) -> tuple[list[str], set[str]]:
+        """Return the series of instances that are there, and those that could not be read."""
+        found, unread = set(), set()
+        for orthanc_id in instances:
+            try:
+                instance = self._archive.get(f"/instances/{orthanc_id}")
+            except Exception as error:  # Orthanc's own, which is not known here
+                if orthanc_id not in self._unread:
+                    about = {"orthanc_id": orthanc_id, "error": type(error).__name__}
+                    log.warning("instance not read", extra=about)
+                unread.add(orthanc_id)
+                continue
+            if instance:  # not deleted meanwhile
+                found.add(instance["ParentSeries"])
+        return sorted(found), unread
 
     def _read(self, uri: str) -> Any:
         """Return what the archive says, None where it fails at this one: the others go on."""

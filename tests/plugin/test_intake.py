@@ -355,6 +355,30 @@ def test_an_image_that_the_archive_cannot_read_holds_no_other_and_is_looked_for_
     intake.tick()
     assert states(ledger) == [("queued", 1)]
     monkeypatch.undo()
+    intake.tick()
+    assert states(ledger) == [("queued", 1), ("queued", 1)]
+
+
+def test_a_rescan_that_failed_is_made_again_soon(
+    archive: Archive, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce(ledger)
+    archive.add("7", "1.7.1")
+    intake = Intake(archive, IntakeLedger(ledger), settings())
+    intake.tick()
+    archive.add("8", "1.8.1")
+    archive.log.clear()  # all changes were deleted
+    whole = archive.get
+
+    def broken(uri: str) -> Any:
+        if uri == "/series":
+            raise OSError("broken")
+        return whole(uri)
+
+    monkeypatch.setattr(archive, "get", broken)
     monkeypatch.setattr("segnode_plugin.intake._ASK_AGAIN_S", 0.0)
-    Intake(archive, IntakeLedger(ledger), settings()).tick()
+    with pytest.raises(OSError, match="broken"):
+        intake.tick()
+    monkeypatch.setattr(archive, "get", whole)
+    intake.tick()
     assert states(ledger) == [("queued", 1), ("queued", 1)]
