@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from sqlalchemy import Connection, and_, case, exists, select, update
+from sqlalchemy import Connection, Row, and_, case, exists, select, update
 
+from segnode_contract.errors import SeriesChanged
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState, NewJob
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
 from segnode_contract.ledger.upsert import upsert
+
+_STRANDED = 100
+"""So many jobs at most are made anew in one transaction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,9 +143,9 @@ class IntakeLedger:
         """Store a decision, its jobs and their rings in one transaction.
 
         A job that exists already is left as it is, unless it was superseded and its content is
-        back, its images came once more, or the series lies in another archive now. Every other job
-        of the same series and model is superseded. Where an instance came since, the decision is
-        dropped: the series is asked again after its quiet period.
+        back, or it has its result and the images came once more or lie in another archive or study
+        now. Every other job of the same series and model is superseded. Where an instance came
+        since, the decision is dropped: the series is asked again after its quiet period.
 
         Returns
         -------
@@ -212,22 +217,27 @@ class IntakeLedger:
         """
         job, model, series = schema.job, schema.model, schema.series
         alive = and_(model.c.name == job.c.model, model.c.announced_at >= now_s() - silent_s)
-        stranded = select(job.c.key, job.c.archive_id, job.c.series_uids).where(
-            job.c.state == JobState.QUEUED,
-            exists().where(alive),
-            ~exists().where(alive, model.c.digest == job.c.model_digest),
+        stranded = (
+            select(job.c.key, job.c.archive_id, job.c.study_uid, job.c.series_uids)
+            .where(
+                job.c.state == JobState.QUEUED,
+                exists().where(alive),
+                ~exists().where(alive, model.c.digest == job.c.model_digest),
+            )
+            .limit(_STRANDED)  # the rest at the next tick: nobody else writes meanwhile
         )
         with self._ledger.read() as connection:
             if connection.execute(stranded.limit(1)).first() is None:
                 return []
         with self._ledger.write() as connection:
             rows = connection.execute(stranded.with_for_update()).all()
-            for key, archive_id, series_uids in rows:
+            for key, archive_id, study_uid, series_uids in rows:
                 _supersede(connection, key, "no worker has this version of the model any more")
                 connection.execute(
                     update(series)
                     .where(
                         series.c.archive_id == archive_id,
+                        series.c.study_uid == study_uid,
                         series.c.series_uid.in_(series_uids.split("\\")),
                     )
                     .values(decided_at=None)
@@ -248,52 +258,93 @@ def _touch(connection: Connection, archive_id: str, series: Iterable[str]) -> No
 def _queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
     """Make a job, or bring back one that is there; return whether anything is to do."""
     table = schema.job
-    known = connection.execute(
-        select(table.c.state, table.c.archive_id, table.c.last_instance_at).where(
-            table.c.key == job.key
-        )
-    ).first()
-    # images that came again may have been deleted before, and the result with them: the worker
-    # looks, and infers nothing where it is there still
-    again = (
-        known is not None
-        and known.state == JobState.DONE
-        and known.last_instance_at < job.last_instance_at
-    )
-    moved = known is not None and known.archive_id != archive_id
-    if known is not None and known.state != JobState.SUPERSEDED and not moved and not again:
+    place = {
+        "archive_id": archive_id,
+        "study_uid": job.study_uid,
+        "route": job.route,
+        "route_rank": job.route_rank,
+        "lane": job.lane,
+        "model_version": job.model_version,
+        "last_instance_at": job.last_instance_at,
+        "updated_at": now_s(),
+    }
+    columns = [table.c[name] for name in (*place, "state", "error_code")]
+    known = connection.execute(select(*columns).where(table.c.key == job.key)).first()
+    if known is not None and not _comes_back(connection, job, known, place):
         return False
     joined = "\\".join(sorted(job.series_uids))  # DICOM's own separator of values
     _supersede_others(connection, archive_id, job, joined)
     fresh = {
-        "archive_id": archive_id,
-        "last_instance_at": job.last_instance_at,
         "state": JobState.QUEUED,
         "not_before": now_s(),
         "tried_since": now_s(),
         "attempts": 0,
         "deliveries": 0,
-        "updated_at": now_s(),
+        "lease_owner": None,
+        "lease_until": None,
         "error_code": None,
         "error_sentence": None,
         "error_stage": None,
     }
     if known is None:
         made = {"series_uids": joined, "lease_epoch": 0, "created_at": now_s()}
-        connection.execute(table.insert().values(asdict(job) | made | fresh))
+        connection.execute(table.insert().values(asdict(job) | place | made | fresh))
     else:
-        connection.execute(update(table).where(table.c.key == job.key).values(fresh))
-        # the archive may have lost what it had: the worker looks
-        connection.execute(
-            update(schema.result)
-            .where(schema.result.c.job_key == job.key)
-            .values(stored_at=None, confirmed_at=None)
-        )
+        _end_run(connection, job.key)
+        connection.execute(update(table).where(table.c.key == job.key).values(place | fresh))
+    _ring(connection, job)
+    record(connection, job.key, "intake", "queued", f"route {job.route}")
+    return True
+
+
+def _comes_back(
+    connection: Connection, job: NewJob, known: Row[Any], place: Mapping[str, object]
+) -> bool:
+    """Return whether a job runs again now that its images were decided again.
+
+    One that failed does so by an act only, unless its images were not whole then.
+    """
+    came = known.last_instance_at < job.last_instance_at
+    elsewhere = known.study_uid != job.study_uid
+    moved = elsewhere or known.archive_id != place["archive_id"]
+    if known.state == JobState.RUNNING and not moved:
+        return False
+    if came or moved:
+        _doubt(connection, job.key, known.state, elsewhere=elsewhere)
+    match known.state:
+        case JobState.SUPERSEDED | JobState.RUNNING:
+            return True
+        case JobState.DONE if came or moved:
+            return True
+        case JobState.FAILED | JobState.DEAD if came and known.error_code == SeriesChanged.code:
+            return True
+    if came or moved:
+        table = schema.job
+        connection.execute(update(table).where(table.c.key == job.key).values(place))
+        if known.state == JobState.QUEUED and known.lane != job.lane:
+            _ring(connection, job)
+    return False
+
+
+def _doubt(connection: Connection, key: str, state: str, *, elsewhere: bool) -> None:
+    """Hold what is known of a job's result for uncertain.
+
+    Images that came again may have been deleted before, and the result with them: the worker looks
+    for a result that was stored. One that was not is made anew, since the patient's name may have
+    been corrected, and so is one of another study.
+    """
+    result = schema.result
+    ours = result.c.job_key == key
+    if elsewhere or state not in (JobState.DONE, JobState.SUPERSEDED):
+        connection.execute(result.delete().where(ours))
+    else:
+        connection.execute(update(result).where(ours).values(stored_at=None, confirmed_at=None))
+
+
+def _ring(connection: Connection, job: NewJob) -> None:
     connection.execute(
         schema.outbox.insert().values(job_key=job.key, lane=job.lane, due_at=now_s())
     )
-    record(connection, job.key, "intake", "queued", f"route {job.route}")
-    return True
 
 
 def _supersede_others(connection: Connection, archive_id: str, job: NewJob, joined: str) -> None:
@@ -310,15 +361,20 @@ def _supersede_others(connection: Connection, archive_id: str, job: NewJob, join
 
 
 def _supersede(connection: Connection, key: str, why: str) -> None:
-    job, run = schema.job, schema.run
+    job = schema.job
     connection.execute(
         update(job)
         .where(job.c.key == key)
         .values(state=JobState.SUPERSEDED, lease_owner=None, lease_until=None, updated_at=now_s())
     )
+    _end_run(connection, key)
+    record(connection, key, "intake", "superseded", why)
+
+
+def _end_run(connection: Connection, key: str) -> None:
+    run = schema.run
     connection.execute(
         update(run)
         .where(run.c.job_key == key, run.c.ended_at.is_(None))
         .values(ended_at=now_s(), outcome=str(JobState.SUPERSEDED))
     )
-    record(connection, key, "intake", "superseded", why)
