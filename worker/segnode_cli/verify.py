@@ -349,7 +349,12 @@ def _compare_series(
 def _overlooked(
     series: Sequence[ListedSeries], quiet_s: float, state: _State
 ) -> dict[str, Finding]:
-    with_job = {uid for job in state.jobs.values() for uid in job.series_uids.split("\\")}
+    with_job = {
+        (job.study_uid, uid)
+        for job in state.jobs.values()
+        if job.state != JobState.SUPERSEDED
+        for uid in job.series_uids.split("\\")
+    }
     found = {}
     for each in series:
         row = state.series.get(each.orthanc_id)
@@ -362,7 +367,9 @@ def _overlooked(
         elif row.decided_at is None:
             fault = _undecided(row, state.now - quiet_s - _INTAKE_S)
         else:
-            fault = _outdated(row, each.instance_count, each.series_uid in with_job)
+            fault = _outdated(
+                row, each.instance_count, (row.study_uid, each.series_uid) in with_job
+            )
         if fault:
             found[each.orthanc_id] = Finding(code=fault[0], what=each.series_uid, sentence=fault[1])
     return found
