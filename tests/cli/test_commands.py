@@ -186,8 +186,16 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
             break
     assert remaining(data) != []
     up.send_signal(signal.SIGINT)
-    assert up.wait(90) == 0
-    up.stderr.close()
+    try:
+        assert up.wait(90) == 0
+    except subprocess.TimeoutExpired:
+        left = remaining(data)
+        logs = [log.read_text()[-1000:] for log in (data / "logs").iterdir()]
+        up.kill()
+        up.wait()
+        pytest.fail(f"the node did not end: {left}\n" + "\n".join(logs))
+    finally:
+        up.stderr.close()
     assert remaining(data) == []
 
 

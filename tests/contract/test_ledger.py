@@ -19,6 +19,7 @@ from segnode_contract.errors import (
     LedgerUnavailable,
     ModelProcessDied,
     OutOfMemory,
+    SeriesChanged,
     UnsuitableSeries,
 )
 from segnode_contract.findings import Findings, Measurement
@@ -593,3 +594,87 @@ def test_a_child_forked_during_a_transaction_can_write(ledger_url: str) -> None:
     thread.join()
     assert os.waitstatus_to_exitcode(status) == 0
     parent.close()
+
+
+def test_a_waiting_job_goes_where_its_route_sends_it_now(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    outbox = OutboxLedger(ledger, LIMITS)
+    outbox.published(outbox.due())
+    assert arrive(ledger, replace(new_job(), lane="gpu", last_instance_at=1.0)) == []
+    assert [ring.lane for ring in outbox.due()] == ["gpu"]
+    assert WorkLedger(ledger, "w1", LIMITS).claim("gpu", [DIGEST]) is not None
+
+
+def test_a_result_that_was_not_stored_is_made_anew_when_images_came_again(ledger: Ledger) -> None:
+    """The patient's name may have been corrected meanwhile."""
+    arrive(ledger, new_job())
+    work, held = WorkLedger(ledger, "w1", LIMITS), the_claim(ledger)
+    seg = ResultObject(role="SEG", instance_uid="2.1", series_uid="2", data=b"seg")
+    work.made(held, [seg], Findings(), "i" * 64)
+    work.failed(held, ArchiveUnavailable("The archive does not answer."), peak_mb=1)
+    assert arrive(ledger, replace(new_job(), last_instance_at=1.0)) == []
+    with ledger.write() as connection:
+        connection.execute(text("update job set not_before = 0"))
+    assert work.known(the_claim(ledger)) == []
+
+
+def test_images_that_came_in_another_study_have_their_result_there(finished: Ledger) -> None:
+    moved = replace(new_job(), study_uid="1.3", last_instance_at=1.0)
+    assert arrive(finished, moved) == [moved.key]
+    held = the_claim(finished)
+    assert held.study_uid == "1.3"
+    assert WorkLedger(finished, "w1", LIMITS).known(held) == []
+
+
+def test_a_failed_job_of_a_replaced_archive_waits_for_an_act(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    error = UnsuitableSeries("The gantry is tilted.", code="gantry-tilt")
+    WorkLedger(ledger, "w1", LIMITS).failed(the_claim(ledger), error, peak_mb=1)
+    assert arrive(ledger, new_job(), archive="another") == []
+    assert state(ledger, new_job().key) == "failed"
+
+
+def test_a_running_job_of_a_replaced_archive_begins_anew(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    the_claim(ledger)
+    assert arrive(ledger, new_job(), archive="another") == [new_job().key]
+    job = LedgerView(ledger).job(new_job().key)
+    assert job is not None
+    assert [(run.outcome, run.ended_at is None) for run in job.runs] == [("superseded", False)]
+
+
+def test_a_changed_series_is_waited_for_after_the_archive_was_away(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    work = WorkLedger(ledger, "w1", Limits(back_off_s=(0.0,)))
+    work.failed(the_claim(ledger), ArchiveUnavailable("No answer."), peak_mb=1)
+    three_hours_ago(ledger)
+    for expected in ("queued", "dead"):
+        work.failed(the_claim(ledger), SeriesChanged("Other images."), peak_mb=1)
+        assert state(ledger, new_job().key) == expected
+        three_hours_ago(ledger)
+    job = LedgerView(ledger).job(new_job().key)
+    assert job is not None
+    assert "Given up after" in (job.row.error_sentence or "")
+    # when the images are whole again, nobody has to ask
+    again = replace(new_job(), last_instance_at=1.0)
+    assert arrive(ledger, again) == [again.key]
+
+
+def three_hours_ago(ledger: Ledger) -> None:
+    with ledger.write() as connection:
+        connection.execute(text("update job set tried_since = tried_since - 10800"))
+        connection.execute(text("update run set ended_at = ended_at - 10800"))
+
+
+def test_a_ghost_is_a_child_that_did_not_notice_its_loss(ledger: Ledger) -> None:
+    arrive(ledger, new_job())
+    work = WorkLedger(ledger, "host/1/2/3", LIMITS)
+    held = work.claim("default", [DIGEST])
+    assert held is not None
+    leases = LeaseLedger(ledger, LIMITS)
+    assert leases.ghosts("host/1") == set()
+    reap(ledger)
+    assert leases.ghosts("host/1") == {("host/1/2/3", held.run_id)}
+    assert leases.ghosts("host/11") == set()
+    work.left(held, 1)
+    assert leases.ghosts("host/1") == set()

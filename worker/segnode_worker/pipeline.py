@@ -237,7 +237,10 @@ def _check_content(files: Sequence[bytes], content: str) -> None:
         raise SeriesChanged(
             f"The archive gave {len(files)} images, which are not those that the job was made for. "
             "If the series changed, its new content gets a job of its own, which supersedes this "
-            "one; until then this one is tried again."
+            "one."
+            if files
+            else "The archive gave no image of the series: it was deleted there, or its UID is "
+            "there twice, for two patients or in two studies."
         )
 
 

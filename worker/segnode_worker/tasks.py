@@ -7,6 +7,7 @@ import os
 import resource
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,10 +202,10 @@ def _run(tools: Tools, claim: Claim) -> None:
             tools.spool,
             tools.settings.node.name,
         )
-        tools.work.done(claim, _peak_mb())
+        _tell(lambda: tools.work.done(claim, _peak_mb()))
         log.info("job done", extra={"job_key": claim.key})
     except LeaseLost as error:
-        log.warning(error.sentence)
+        _left(tools, claim, error)
     except SegnodeError as error:
         _failed(tools, claim, error)
     except MemoryError:
@@ -224,9 +225,27 @@ def _run(tools: Tools, claim: Claim) -> None:
 def _failed(tools: Tools, claim: Claim, error: SegnodeError) -> None:
     log.warning("job failed", extra={"job_key": claim.key, "code": error.code})
     try:
-        tools.work.failed(claim, error, _peak_mb())
+        _tell(lambda: tools.work.failed(claim, error, _peak_mb()))
     except LeaseLost as lost:
-        log.warning(lost.sentence)
+        _left(tools, claim, lost)
+
+
+def _left(tools: Tools, claim: Claim, error: LeaseLost) -> None:
+    log.warning(error.sentence)
+    _tell(lambda: tools.work.left(claim, _peak_mb()))
+
+
+def _tell(what: Callable[[], None]) -> None:
+    """Tell the ledger how a job ended, as soon as it listens: unsaid, it would count as a death."""
+    told = False
+    while True:
+        try:
+            return what()
+        except LedgerUnavailable as error:
+            if not told:
+                log.warning(error.sentence)
+            told = True
+            time.sleep(_ASK_AGAIN_S)
 
 
 def _peak_mb() -> int:

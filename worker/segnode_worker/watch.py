@@ -26,6 +26,8 @@ _MODELS_S = 5.0
 _HUNG_S = 300.0
 """A model process that answers nobody for this long is ended; loading may take minutes."""
 _TIDY_S = 60.0
+_END_S = 10.0
+"""The last steps, after the jobs at hand, may take this long."""
 _NO_MEMORY = (
     "The kernel ended a process for want of memory at that time: give the machine more of it, or "
     "the worker fewer children."
@@ -143,7 +145,9 @@ class Watch:
 
     def _give_up(self) -> None:
         if self._over.wait(self._limits.stop_s):
-            return
+            time.sleep(_END_S)  # an end that hangs is made short, too
+            os._exit(0)
+        threading.Timer(_END_S, os._exit, (0,)).start()
         try:
             self._hand_back()
             self._worker.gone()

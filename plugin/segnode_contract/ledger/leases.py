@@ -85,7 +85,8 @@ class LeaseLedger:
     def ghosts(self, worker: str) -> set[tuple[str, int]]:
         """Return a worker's children that last ran a job which is theirs no more, with the run.
 
-        One that lives notices soon, unless it hangs where not even its heart beats.
+        Only those that did not say so themselves: one that lives notices soon, unless it hangs
+        where not even its heart beats.
         """
         run, job = schema.run, schema.job
         ours = run.c.worker.startswith(f"{worker}/", autoescape=True)
@@ -95,12 +96,11 @@ class LeaseLedger:
             job.c.lease_owner == run.c.worker,
             job.c.lease_epoch == run.c.epoch,
         )
-        ended = func.coalesce(run.c.outcome, "").in_(("done", "failed"))
         with self._ledger.read() as connection:
             rows = connection.execute(
                 select(run.c.worker, run.c.id)
                 .join(job, job.c.key == run.c.job_key)
-                .where(run.c.id.in_(last), ~ended, ~holds)
+                .where(run.c.id.in_(last), run.c.peak_mb.is_(None), ~holds)
             ).all()
         return {(row[0], row[1]) for row in rows}
 

@@ -116,7 +116,7 @@ run = Table(
     Column("ended_at", Double),
     Column("outcome", String(16)),
     Column("error_code", String(64)),
-    Column("peak_mb", Integer),
+    Column("peak_mb", Integer),  # as the child itself says at the end: none from one that was lost
 )
 
 stage = Table(

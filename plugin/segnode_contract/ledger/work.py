@@ -233,6 +233,12 @@ class WorkLedger:
                 .values(values)
             )
 
+    def left(self, claim: Claim, peak_mb: int) -> None:
+        """Say that this worker noticed that the job is no longer its own."""
+        run = schema.run
+        with self._ledger.write() as connection:
+            connection.execute(update(run).where(run.c.id == claim.run_id).values(peak_mb=peak_mb))
+
     def done(self, claim: Claim, peak_mb: int) -> None:
         """Close the run.
 
@@ -281,7 +287,8 @@ class WorkLedger:
                 ).where(job.c.key == claim.key)
             ).one()
             died = isinstance(error, ModelProcessDied)
-            state = self._after(error, row.deliveries, row.now - row.since)
+            same = _same_since(connection, claim.key, error.code, row.since)
+            state, why = self._after(error, row.deliveries, row.now - row.since, row.now - same)
             again = state == JobState.QUEUED
             wait_s = self._wait_s(error, row.attempts) if again else 0.0
             _fenced(
@@ -296,7 +303,7 @@ class WorkLedger:
                 lease_owner=None,
                 lease_until=None,
                 error_code=error.code,
-                error_sentence=error.sentence,
+                error_sentence=f"{error.sentence} {why}" if why else error.sentence,
             )
             if again:
                 connection.execute(
@@ -308,12 +315,29 @@ class WorkLedger:
             again_text = f"; next try in {wait_s:g} s" if again else ""
             record(connection, claim.key, self.worker, str(state), error.code + again_text)
 
-    def _after(self, error: SegnodeError, deliveries: int, age_s: float) -> JobState:
+    def _after(
+        self, error: SegnodeError, deliveries: int, age_s: float, same_s: float
+    ) -> tuple[JobState, str]:
+        """Return what becomes of a job, and for a dead one why.
+
+        Parameters
+        ----------
+        age_s, same_s
+            Since when it fails, and since when with this error.
+        """
         if not isinstance(error, TransientError):
-            return JobState.FAILED
-        died = isinstance(error, ModelProcessDied) and deliveries >= self._limits.deliveries
-        patience_s = min(self._limits.give_up_h * 3600, error.patience_s)
-        return JobState.DEAD if died or age_s > patience_s else JobState.QUEUED
+            return JobState.FAILED, ""
+        if isinstance(error, ModelProcessDied) and deliveries >= self._limits.deliveries:
+            return JobState.DEAD, (
+                f"{deliveries} losses of workers or model processes are too many to try again by "
+                "itself: see the worker's log, then `segnode retry`."
+            )
+        if age_s > self._limits.give_up_h * 3600 or same_s > error.patience_s:
+            hours = max(age_s, same_s) / 3600
+            return JobState.DEAD, (
+                f"Given up after {hours:.1f} h; mend the cause, then `segnode retry`."
+            )
+        return JobState.QUEUED, ""
 
     def _wait_s(self, error: SegnodeError, attempts: int) -> float:
         if isinstance(error, OutOfMemory):
@@ -326,6 +350,17 @@ def _lacked_memory(connection: Connection, key: str, since: float) -> bool:
     run = schema.run
     lacked = (run.c.job_key == key, run.c.error_code == OutOfMemory.code, run.c.ended_at >= since)
     return connection.scalar(select(run.c.id).where(*lacked).limit(1)) is not None
+
+
+def _same_since(connection: Connection, key: str, code: str, since: float) -> float:
+    """Return when a run first ended with `code` since `since`; now where none did."""
+    run = schema.run
+    first: float = connection.execute(
+        select(func.coalesce(func.min(run.c.ended_at), now_s())).where(
+            run.c.job_key == key, run.c.error_code == code, run.c.ended_at >= since
+        )
+    ).scalar_one()
+    return first
 
 
 def _fenced(connection: Connection, claim: Claim, **values: object) -> None:
