@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from segnode_contract.condition import Condition, read_condition
 from segnode_contract.errors import SettingsError
 
 T = TypeVar("T")
@@ -97,6 +98,8 @@ class Route:
     """Take derived series too: reformatted, projected, captured."""
     copies: bool = False
     """Take anonymised or modified copies made in Orthanc too."""
+    where: Condition | None = None
+    """What else must hold, see `condition`."""
     lane: str = "default"
 
 
@@ -208,6 +211,8 @@ def _read(kind: type[T], data: Any, where: str) -> T:
 
 
 def _value(value: Any, annotation: str, where: str) -> Any:
+    if annotation == "Condition | None":
+        return read_condition(value, where)
     if annotation == "float" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if annotation == "tuple[float, ...]":

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from segnode_plugin.acquisition import contrast, kernel_class
+from segnode_plugin.shape import Shape, shape_of
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _CODE = re.compile(r"[A-Z0-9_ ./-]{0,64}")
@@ -34,10 +39,24 @@ class SeriesFacts:
     namesakes: int
     """Other series in the archive with the same UID, in another study or of another patient."""
     instance_uids: tuple[str, ...]
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
+    """`condition.NUMBERS`, None where one cannot be told."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """`condition.TEXTS`, in capitals."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Every attribute of the first instance by keyword: texts, and lists of items."""
 
 
-def series_facts(index: Index, orthanc_id: str) -> SeriesFacts | None:
-    """Return the facts of a series, None where the archive no longer has it."""
+def series_facts(
+    index: Index, orthanc_id: str, last_instance_at: float = 0.0
+) -> SeriesFacts | None:
+    """Return the facts of a series, None where the archive no longer has it.
+
+    Parameters
+    ----------
+    last_instance_at
+        Unix time of the last arrival.
+    """
     series = index.get(f"/series/{orthanc_id}")
     instances = index.get(f"/series/{orthanc_id}/instances") if series else None
     study = index.get(f"/studies/{series['ParentStudy']}") if instances else None
@@ -45,6 +64,8 @@ def series_facts(index: Index, orthanc_id: str) -> SeriesFacts | None:
         return None
     tags = index.get(f"/instances/{instances[0]['ID']}/simplified-tags") or {}
     metadata = index.get(f"/series/{orthanc_id}/metadata") or []
+    reception = index.get(f"/instances/{instances[0]['ID']}/metadata?expand") or {}
+    shape = shape_of(item["MainDicomTags"] for item in instances)
     series_uid = _uid(series, "SeriesInstanceUID")
     return SeriesFacts(
         study_uid=_uid(study, "StudyInstanceUID"),
@@ -56,7 +77,34 @@ def series_facts(index: Index, orthanc_id: str) -> SeriesFacts | None:
         copied=not {"AnonymizedFrom", "ModifiedFrom"}.isdisjoint(metadata),
         namesakes=max(len(index.series_named(series_uid)) - 1, 0) if series_uid else 0,
         instance_uids=tuple(_uid(item, "SOPInstanceUID") for item in instances),
+        numbers=_numbers(len(instances), shape, last_instance_at),
+        texts=_texts(shape, tags, reception),
+        attributes=tags,
     )
+
+
+def _numbers(count: int, shape: Shape | None, last_instance_at: float) -> dict[str, float | None]:
+    came = time.localtime(last_instance_at)
+    return {
+        "instances": float(count),
+        "slice_spacing_mm": shape.slice_spacing_mm if shape else None,
+        "largest_gap_mm": shape.largest_gap_mm if shape else None,
+        "coverage_mm": shape.coverage_mm if shape else None,
+        "obliquity_deg": shape.obliquity_deg if shape else None,
+        "arrival_hour": came.tm_hour + came.tm_min / 60,
+    }
+
+
+def _texts(
+    shape: Shape | None, tags: Mapping[str, Any], reception: Mapping[str, Any]
+) -> dict[str, str]:
+    return {
+        "orientation": shape.orientation if shape else "",
+        "kernel": kernel_class(tags.get("ConvolutionKernel")),
+        "contrast": contrast(tags.get("ContrastBolusAgent")),
+        "calling_aet": _text(reception, "RemoteAET"),
+        "called_aet": _text(reception, "CalledAET"),
+    }
 
 
 def _uid(resource: dict[str, Any], keyword: str) -> str:
@@ -65,7 +113,7 @@ def _uid(resource: dict[str, Any], keyword: str) -> str:
     return value if len(value) <= 64 and _UID.fullmatch(value) else ""
 
 
-def _text(tags: dict[str, Any], keyword: str) -> str:
+def _text(tags: Mapping[str, Any], keyword: str) -> str:
     """Return values in capitals, with ``?`` for what is no code."""
     value = tags.get(keyword)
     parts = value.upper().split("\\") if isinstance(value, str) else [""]

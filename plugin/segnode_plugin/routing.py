@@ -8,6 +8,7 @@ from segnode_contract.identity import content_digest, job_key
 from segnode_contract.job import NewJob
 from segnode_contract.ledger.intake import AnnouncedModel, Verdict
 from segnode_contract.settings import Route
+from segnode_plugin.clauses import refusal
 from segnode_plugin.facts import SeriesFacts
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -16,13 +17,19 @@ _REFORMATTED = re.compile(
 )
 
 
-def verdict(route: Route, facts: SeriesFacts) -> Verdict:
-    """Say whether `route` takes the series, with the condition that decided."""
-    reason = _refusal(route, facts)
+def verdict(route: Route, facts: SeriesFacts, *, quote: bool = False) -> Verdict:
+    """Say whether `route` takes the series, with the condition that decided.
+
+    Parameters
+    ----------
+    quote
+        As of `clauses.refusal`; what the ledger keeps is made without it.
+    """
+    reason = _refusal(route, facts, quote=quote)
     return Verdict(route=route.name, taken=reason is None, reason=reason or "every condition holds")
 
 
-def _refusal(route: Route, facts: SeriesFacts) -> str | None:
+def _refusal(route: Route, facts: SeriesFacts, *, quote: bool) -> str | None:
     nameless = _without_address(facts)
     if nameless is not None:
         return nameless
@@ -36,7 +43,7 @@ def _refusal(route: Route, facts: SeriesFacts) -> str | None:
     if route.body_parts and facts.body_part not in route.body_parts:
         wanted = " or ".join(route.body_parts)
         return f"Body Part Examined is {facts.body_part or 'missing'}, {wanted} is wanted"
-    return None
+    return refusal(route.where, facts, quote=quote) if route.where else None
 
 
 def _without_address(facts: SeriesFacts) -> str | None:

@@ -77,6 +77,8 @@ class Archive:
                 inside = [u for u, i in self.instances.items() if i["ParentSeries"] == series]
                 known = {"ParentStudy": "study", "MainDicomTags": tags, "Instances": inside}
                 return known if series in self.tags else None
+            case ["instances", _, "metadata"]:
+                return {"RemoteAET": "CT1"}
             case ["series", series, "metadata"]:
                 return self.metadata.get(series, [])
             case ["series", series, "instances"]:

@@ -1,0 +1,202 @@
+"""Conditions of a route: data from `segnode.toml`, checked as they are read, never code.
+
+where.all = [
+  { fact = "slice_spacing_mm", at_most = 3 },
+  { attribute = "SeriesDescription", contains = "lung" },
+  { not = { attribute = "ImageType", equals = "LOCALIZER" } },
+]
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from segnode_contract.errors import SettingsError
+
+NUMBERS = {
+    "instances": "number of instances",
+    "slice_spacing_mm": "median distance of neighbouring slices, from their positions",
+    "largest_gap_mm": "largest distance of neighbouring slices",
+    "coverage_mm": "from the first slice to the last, with one slice's spacing",
+    "obliquity_deg": "angle between the slices' normal and the nearest axis of the patient",
+    "arrival_hour": "when the last instance came, 22.5 for half past ten in the evening",
+}
+TEXTS: Mapping[str, tuple[str, ...]] = {
+    "orientation": ("AXIAL", "CORONAL", "SAGITTAL", "OBLIQUE"),
+    "kernel": ("SOFT", "SHARP", "UNKNOWN"),
+    "contrast": ("YES", "NO", "UNKNOWN"),
+    "calling_aet": (),
+    "called_aet": (),
+}
+"""Facts that are texts, with all their values where they are known."""
+GROUPS = ("all", "any", "not")
+_TEXT_TESTS = ("equals", "one_of", "contains", "matches", "present")
+_NUMBER_TESTS = ("equals", "one_of", "at_least", "at_most", "present")
+TESTS = tuple(dict.fromkeys((*_TEXT_TESTS, *_NUMBER_TESTS)))
+_KEYWORD = re.compile(r"[A-Z][A-Za-z0-9]*(\.[A-Z][A-Za-z0-9]*)*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clause:
+    """One question about a series; every test in it must hold."""
+
+    subject: str
+    """A fact, or an attribute's keyword (PS3.6); keywords of sequences before it, with dots."""
+    is_fact: bool
+    tests: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Several conditions as one; `not` has one part."""
+
+    kind: str
+    parts: tuple[Condition, ...]
+
+
+Condition = Clause | Group
+
+
+def read_condition(data: Any, where: str) -> Condition:
+    """Return the condition that a table of `segnode.toml` describes.
+
+    Parameters
+    ----------
+    where
+        The place of the table, for people.
+
+    Raises
+    ------
+    SettingsError
+        Naming what is unknown, missing or impossible, and what was probably meant.
+    """
+    if not isinstance(data, dict) or not data:
+        raise SettingsError(
+            f"{where} is {data!r}; a condition is a table, like "
+            '{ fact = "slice_spacing_mm", at_most = 3 }.'
+        )
+    found = [key for key in GROUPS if key in data]
+    if not found:
+        return _clause(data, where)
+    if len(data) > 1:
+        raise SettingsError(f"{where} has '{found[0]}' beside other keys; it stands alone.")
+    kind, inside = found[0], data[found[0]]
+    if kind == "not":
+        return Group(kind=kind, parts=(read_condition(inside, f"{where} not"),))
+    if not isinstance(inside, list) or not inside:
+        raise SettingsError(f"{where} {kind} is {inside!r}; a list of conditions is needed.")
+    parts = enumerate(inside, 1)
+    return Group(
+        kind=kind,
+        parts=tuple(read_condition(part, f"{where} {kind} {number}") for number, part in parts),
+    )
+
+
+def _clause(data: Mapping[str, Any], where: str) -> Clause:
+    for key in data:
+        if key not in ("attribute", "fact", *TESTS):
+            raise SettingsError(
+                f"{where} has an unknown key '{key}'{_hint(key, ('attribute', 'fact', *TESTS))}."
+            )
+    if ("attribute" in data) == ("fact" in data):
+        raise SettingsError(f"{where} needs either 'attribute' or 'fact'.")
+    is_fact = "fact" in data
+    subject = data["fact" if is_fact else "attribute"]
+    _check_subject(subject, is_fact, where)
+    tests = tuple((key, data[key]) for key in data if key in TESTS)
+    if not tests:
+        raise SettingsError(f"{where} asks nothing of '{subject}'; add one of {', '.join(TESTS)}.")
+    if "present" in data and len(tests) > 1:
+        raise SettingsError(f"{where} has 'present' beside another test; it stands alone.")
+    wanted = {test: _wanted(subject, is_fact, test, value, where) for test, value in tests}
+    least, most = wanted.get("at_least", float("-inf")), wanted.get("at_most", float("inf"))
+    if least > most or (is_fact and most < 0):
+        raise SettingsError(
+            f"{where} wants '{subject}' to be {_range(wanted)}, which no series satisfies."
+        )
+    return Clause(subject=subject, is_fact=is_fact, tests=tuple(wanted.items()))
+
+
+def _range(wanted: Mapping[str, Any]) -> str:
+    ends = [f"{test.replace('_', ' ')} {wanted[test]:g}" for test in wanted if test[:3] == "at_"]
+    return " and ".join(ends)
+
+
+def _check_subject(subject: Any, is_fact: bool, where: str) -> None:
+    if not isinstance(subject, str):
+        raise SettingsError(f"{where} names {subject!r}; a text is needed.")
+    if is_fact and subject not in (*NUMBERS, *TEXTS):
+        raise SettingsError(
+            f"{where} has an unknown fact '{subject}'{_hint(subject, (*NUMBERS, *TEXTS))}."
+        )
+    if not is_fact and not _KEYWORD.fullmatch(subject):
+        raise SettingsError(
+            f"{where} has the attribute '{subject}', which is no keyword; "
+            "BodyPartExamined is one, and ProcedureCodeSequence.CodeValue."
+        )
+
+
+def _wanted(subject: str, is_fact: bool, test: str, value: Any, where: str) -> Any:
+    """Return what a test wants: texts in capitals, patterns compiled, numbers as float."""
+    of_number = is_fact and subject in NUMBERS
+    if is_fact and test not in (_NUMBER_TESTS if of_number else _TEXT_TESTS):
+        kind = "number" if of_number else "text"
+        raise SettingsError(f"{where}: '{test}' is no test for '{subject}', which is a {kind}.")
+    if test == "present":
+        return _of_type(value, bool, test, where)
+    if test == "one_of":
+        if not isinstance(value, list) or not value:
+            raise SettingsError(f"{where} one_of is {value!r}; a list of values is needed.")
+        return tuple(_value(subject, is_fact, of_number, item, where) for item in value)
+    if test in ("at_least", "at_most"):
+        return _number(value, test, where)
+    if test == "matches":
+        return _pattern(_of_type(value, str, test, where), where)
+    if test == "contains":
+        text: str = _of_type(value, str, test, where)
+        return text.upper()
+    return _value(subject, is_fact, of_number, value, where)
+
+
+def _value(subject: str, is_fact: bool, of_number: bool, value: Any, where: str) -> Any:
+    if of_number or (not is_fact and type(value) in (int, float)):
+        return _number(value, "equals", where)
+    text: str = _of_type(value, str, "equals", where).upper()
+    known = TEXTS.get(subject, ()) if is_fact else ()
+    if known and text not in known:
+        raise SettingsError(
+            f"{where} wants '{value}' of '{subject}', which is one of "
+            f"{', '.join(known).lower()}{_hint(text, known)}."
+        )
+    return text
+
+
+def _of_type(value: Any, kind: type, test: str, where: str) -> Any:
+    if type(value) is not kind:
+        wanted = {bool: "true or false", str: "a text"}[kind]
+        raise SettingsError(f"{where} {test} is {value!r}; {wanted} is needed.")
+    return value
+
+
+def _number(value: Any, test: str, where: str) -> float:
+    if type(value) not in (int, float) or value != value:  # noqa: PLR0124 # NaN, which TOML has
+        raise SettingsError(f"{where} {test} is {value!r}; a number is needed.")
+    return float(value)
+
+
+def _pattern(text: str, where: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise SettingsError(
+            f"{where} matches is {text!r}, which is no regular expression: {error}."
+        ) from error
+
+
+def _hint(word: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; '{near[0]}' was probably meant" if near else ""

@@ -1,0 +1,57 @@
+"""A condition that cannot be meant is refused with its place and what was probably meant."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from segnode_contract.condition import Clause, Group, read_condition
+from segnode_contract.errors import SettingsError
+
+
+def read(text: str):  # type: ignore[no-untyped-def] # a condition or an error
+    return read_condition(tomllib.loads(f"where = {text}")["where"], "route 1 where")
+
+
+def test_conditions_nest() -> None:
+    condition = read(
+        '{ all = [{ fact = "slice_spacing_mm", at_least = 1, at_most = 3.5 }, '
+        '{ not = { attribute = "ImageType", equals = "LOCALIZER" } }] }'
+    )
+    spacing, without = condition.parts
+    assert spacing == Clause(
+        subject="slice_spacing_mm", is_fact=True, tests=(("at_least", 1.0), ("at_most", 3.5))
+    )
+    assert isinstance(without, Group)
+    assert without.parts[0].tests == (("equals", "LOCALIZER"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1]", "a condition is a table"),
+        ("{}", "a condition is a table"),
+        ('{ fact = "spacing_mm", at_most = 3 }', "'slice_spacing_mm' was probably meant"),
+        ('{ fact = "orientation", equals = "axal" }', "'AXIAL' was probably meant"),
+        ('{ fact = "orientation", at_most = 3 }', "no test for 'orientation', which is a text"),
+        ('{ fact = "coverage_mm", contains = "3" }', "no test for 'coverage_mm', which is a numb"),
+        ('{ fact = "coverage_mm", at_lest = 3 }', "'at_least' was probably meant"),
+        ('{ fact = "coverage_mm", at_least = 5, at_most = 3 }', "which no series satisfies"),
+        ('{ fact = "coverage_mm", at_most = -1 }', "which no series satisfies"),
+        ('{ fact = "coverage_mm", at_most = nan }', "a number is needed"),
+        ('{ fact = "coverage_mm" }', "asks nothing of"),
+        ("{ at_most = 3 }", "either 'attribute' or 'fact'"),
+        ('{ attribute = "0008,103e", equals = "x" }', "is no keyword"),
+        ('{ attribute = "SeriesDescription", matches = "(" }', "no regular expression"),
+        ('{ attribute = "SeriesDescription", one_of = [] }', "a list of values is needed"),
+        ('{ attribute = "SeriesDescription", contains = 3 }', "a text is needed"),
+        ('{ attribute = "KVP", present = true, at_most = 3 }', "it stands alone"),
+        ("{ any = [] }", "a list of conditions is needed"),
+        ('{ any = [{ fact = "instances", at_most = 3 }], not = {} }', "it stands alone"),
+        ('{ all = [{ fact = "instances", at_most = "3" }] }', "where all 1 at_most is '3'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(text: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        read(text)
