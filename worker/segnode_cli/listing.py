@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import urllib3
 
+from segnode_cli.node import read_environment
 from segnode_contract.errors import ArchiveUnavailable, SetupError
+from segnode_contract.settings import Settings, load_settings
 from segnode_worker.archive import trust_in
 
 _PAGE = 200
@@ -27,6 +30,40 @@ class ListedSeries:
     modality: str
     manufacturer: str
     instance_count: int
+
+
+def open_listing(data: Path) -> tuple[Listing, Settings]:
+    """Return the archive of the node in `data`, and the node's settings.
+
+    Raises
+    ------
+    SetupError
+        If there is no node, or no password of an administrator.
+    """
+    known = read_environment(data)
+    if "SEGNODE_ARCHIVE_URL" not in known:
+        raise SetupError(f"There is no node in {data}; start one with `segnode up`, or say --data.")
+    settings = load_settings(Path(known["SEGNODE_CONFIG"]))
+    user, password = administrator(settings, known)
+    url, certificate = known["SEGNODE_ARCHIVE_URL"], known.get("SEGNODE_ARCHIVE_CERTIFICATE", "")
+    return Listing(url.removesuffix("/dicom-web"), user, password, certificate), settings
+
+
+def administrator(settings: Settings, known: Mapping[str, str]) -> tuple[str, str]:
+    """Return name and password of an administrator, from the node's variables.
+
+    Raises
+    ------
+    SetupError
+        If none has a password.
+    """
+    for user in settings.users:
+        password = known.get(f"SEGNODE_PASSWORD_{user.name.upper()}")
+        if user.role == "administrator" and password:
+            return user.name, password
+    raise SetupError(
+        "The node's file `environment` has no password of an administrator; start the node again."
+    )
 
 
 class Listing:
@@ -46,38 +83,63 @@ class Listing:
 
     def series(self) -> Iterator[ListedSeries]:
         """Give every series that is there at the first moment, and not deleted meanwhile."""
-        missing: dict[str, None] = dict.fromkeys(self._get("/series") or ())
+        missing: dict[str, None] = dict.fromkeys(self.get("/series") or ())
         for since in range(0, len(missing), _PAGE):
-            for item in self._get(f"/series?expand&since={since}&limit={_PAGE}") or ():
+            for item in self.get(f"/series?expand&since={since}&limit={_PAGE}") or ():
                 if item["ID"] in missing:
                     del missing[item["ID"]]
                     yield _listed(item)
         # pages move when a series is deleted
         for orthanc_id in missing:
-            if item := self._get(f"/series/{orthanc_id}"):
+            if item := self.get(f"/series/{orthanc_id}"):
                 yield _listed(item)
 
     def instances(self, orthanc_id: str) -> list[str]:
         """Return the SOP Instance UIDs of a series."""
-        found = self._get(f"/series/{orthanc_id}/instances") or ()
+        found = self.get(f"/series/{orthanc_id}/instances") or ()
         return [item["MainDicomTags"]["SOPInstanceUID"] for item in found]
 
     def study_uid(self, orthanc_id: str) -> str:
         """Return the Study Instance UID of a series, empty where it was deleted."""
-        study = self._get(f"/series/{orthanc_id}/study")
+        study = self.get(f"/series/{orthanc_id}/study")
         return str(study["MainDicomTags"]["StudyInstanceUID"]) if study else ""
 
     def has_series(self, orthanc_id: str) -> bool:
         """Return whether the archive still has a series."""
-        return self._get(f"/series/{orthanc_id}") is not None
+        return self.get(f"/series/{orthanc_id}") is not None
 
     def has_study(self, study_uid: str) -> bool:
         """Return whether the archive has any instance of a study."""
-        return bool(self._get(f"/dicom-web/studies?StudyInstanceUID={study_uid}&limit=1"))
+        return bool(self.get(f"/dicom-web/studies?StudyInstanceUID={study_uid}&limit=1"))
 
-    def _get(self, path: str) -> Any:
+    def series_of_study(self, study_uid: str) -> list[str]:
+        """Return Orthanc's ids of the series of a study, of each patient who has that UID."""
+        studies = self._named("Study", study_uid)
+        return [one for study in studies for one in (self.get(f"/studies/{study}") or {})["Series"]]
+
+    def series_named(self, series_uid: str) -> list[str]:
+        """Return Orthanc's ids of all series of a Series Instance UID."""
+        return self._named("Series", series_uid)
+
+    def get(self, path: str) -> Any:
+        """Return the JSON at `path`, None where the archive has nothing there.
+
+        Raises
+        ------
+        ArchiveUnavailable
+            If it does not answer, or not as it should.
+        SetupError
+            If it refuses the administrator.
+        """
+        return self._ask("GET", path)
+
+    def _named(self, level: str, uid: str) -> list[str]:
+        found = self._ask("POST", "/tools/lookup", uid.encode())
+        return [item["ID"] for item in found or () if item["Type"] == level]
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
         try:
-            answer = self._pool.request("GET", self._url + path, headers=self._headers)
+            answer = self._pool.request(method, self._url + path, body=body, headers=self._headers)
         except urllib3.exceptions.HTTPError as error:
             raise ArchiveUnavailable(
                 f"The archive at {self._url} does not answer ({type(error).__name__}); is the node "

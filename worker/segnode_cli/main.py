@@ -12,8 +12,10 @@ import typer
 
 from segnode_cli.demo import run_demo, run_node
 from segnode_cli.doctor import examine
+from segnode_cli.explain import print_explanation
 from segnode_cli.jobs import print_jobs, print_models, retry_jobs, show_job
 from segnode_cli.node import CONFIG
+from segnode_cli.routes import check_routes
 from segnode_cli.segment import segment_folder
 from segnode_cli.send import parse_peer, send_paths
 from segnode_cli.show import say
@@ -29,6 +31,8 @@ app = typer.Typer(
     add_completion=False,
     help="A PACS node that segments studies as they arrive. Not a medical device.",
 )
+routes = typer.Typer(no_args_is_help=True, help="Which series goes to which model.")
+app.add_typer(routes, name="routes")
 models = typer.Typer(no_args_is_help=True, help="The models that this installation has.")
 app.add_typer(models, name="models")
 
@@ -109,6 +113,25 @@ def job(key: str, data: DataOption = DATA, as_json: JsonOption = False) -> None:
 def retry(keys: list[str], data: DataOption = DATA) -> None:
     """Queue jobs again that failed or are dead."""
     retry_jobs(data, keys)
+
+
+@routes.command("check")
+def routes_check(
+    config: Annotated[Path, typer.Option(envvar="SEGNODE_CONFIG")] = CONFIG / "segnode.toml",
+) -> None:
+    """Say what is wrong in a settings file, with line and column; exit code 1 if anything is."""
+    complaints = check_routes(config)
+    for complaint in complaints:
+        print(f"{config}:{complaint.line}:{complaint.column}: {complaint.sentence}")
+    if complaints:
+        raise typer.Exit(1)
+    say(f"{config}: nothing is wrong")
+
+
+@app.command()
+def explain(study_uid: str, data: DataOption = DATA, as_json: JsonOption = False) -> None:
+    """Show what each route says of each series of a study in the archive, and why."""
+    print_explanation(data, study_uid, as_json)
 
 
 @models.command("list")

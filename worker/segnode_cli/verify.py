@@ -19,7 +19,7 @@ from typing import Any
 from pydicom import dcmread
 from sqlalchemy import Row, select
 
-from segnode_cli.listing import ListedSeries, Listing
+from segnode_cli.listing import ListedSeries, Listing, administrator, open_listing
 from segnode_cli.node import read_environment
 from segnode_cli.show import say
 from segnode_contract.errors import SetupError
@@ -27,7 +27,6 @@ from segnode_contract.identity import derived_uid
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState
 from segnode_contract.ledger import Ledger, schema
 from segnode_contract.ledger.clock import now_s
-from segnode_contract.settings import Settings, load_settings
 from segnode_worker.archive import DicomWebArchive
 
 _DERIVED = ("SEG", "SR")
@@ -109,10 +108,9 @@ def compare(data: Path) -> Comparison:
     known = read_environment(data)
     if "SEGNODE_LEDGER_URL" not in known:
         raise SetupError(f"There is no node in {data}; start one with `segnode up`, or say --data.")
-    settings = load_settings(Path(known["SEGNODE_CONFIG"]))
-    user, password = _administrator(settings, known)
+    listing, settings = open_listing(data)
+    user, password = administrator(settings, known)
     url, certificate = known["SEGNODE_ARCHIVE_URL"], known.get("SEGNODE_ARCHIVE_CERTIFICATE", "")
-    listing = Listing(url.removesuffix("/dicom-web"), user, password, certificate)
     archive = DicomWebArchive(url, user, password, certificate=certificate)
     ledger = Ledger.open(known["SEGNODE_LEDGER_URL"])
     compared = Comparison()
@@ -400,13 +398,3 @@ def _outdated(row: Row[Any], count: int, has_job: bool) -> tuple[str, str] | Non
             "ledger from a backup."
         )
     return None
-
-
-def _administrator(settings: Settings, known: Mapping[str, str]) -> tuple[str, str]:
-    for user in settings.users:
-        password = known.get(f"SEGNODE_PASSWORD_{user.name.upper()}")
-        if user.role == "administrator" and password:
-            return user.name, password
-    raise SetupError(
-        "The node's file `environment` has no password of an administrator; start the node again."
-    )
