@@ -1,0 +1,99 @@
+"""Routes with conditions on a real node, and `segnode explain` of what they did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset
+
+from segnode_cli.ct_series import ct_series
+from segnode_cli.node import CONFIG, Node, prepare
+from segnode_cli.phantom import chest_phantom
+from segnode_cli.servers import program
+from segnode_cli.supervise import check_programs, running
+from segnode_contract.errors import SetupError
+from segnode_contract.settings import load_settings
+
+from .conftest import need
+from .test_road import send_and_wait
+
+ROUTES = """
+[[routes]]
+name = "thin"
+model = "ct-tissue"
+modality = "CT"
+where.all = [
+  { fact = "slice_spacing_mm", at_most = 3.1 },
+  { fact = "orientation", equals = "axial" },
+  { fact = "calling_aet", equals = "SEGNODE_SEND" },
+  { not = { attribute = "SeriesDescription", contains = "bone" } },
+]
+"""
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    try:
+        check_programs()
+    except SetupError as error:
+        need(False, error.sentence)
+    folder = tmp_path_factory.mktemp("routes")
+    demo = (CONFIG / "demo.toml").read_text()
+    config = folder / "segnode.toml"
+    config.write_text(demo[: demo.index("[[routes]]")] + ROUTES)
+    node = prepare(folder / "node", config, load_settings(config))
+    with running(node, 1, print):
+        yield node
+
+
+def study() -> list[Dataset]:
+    """Make what one visit leaves: a thin series, a bone kernel, thick slices, a localizer."""
+    phantom = chest_phantom()
+    thin = phantom.hu[:40, ::4, ::4]
+    z, y, x = phantom.spacing_mm
+    images = []
+    for number, (words, hu, spacing_mm) in enumerate(
+        [
+            ("Thorax soft", thin, z),
+            ("Thorax BONE", thin, z),
+            ("Thorax thick", thin[::2], 2 * z),
+            ("Topogram", thin[:1], z),
+        ],
+        1,
+    ):
+        series = ct_series(hu, spacing_mm=(spacing_mm, 4 * y, 4 * x), seed=f"routes {number}")
+        for image in series:
+            image.StudyInstanceUID = (images or series)[0].StudyInstanceUID
+            image.SeriesNumber = number
+            image.SeriesDescription = words
+            if words == "Topogram":
+                image.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        images += series
+    return images
+
+
+def test_a_study_of_four_series_gives_one_job_and_three_reasons(node: Node, tmp_path: Path) -> None:
+    images = study()
+    [job] = send_and_wait(node, images, tmp_path, count=1)
+    assert (job.state, job.series_uids) == ("done", (images[0].SeriesInstanceUID,))
+    asked = [program("segnode"), "explain", job.study_uid, "--json", "--data", str(node.data)]
+    said = json.loads(subprocess.run(asked, capture_output=True, check=True).stdout)
+    assert {row["series"]: row["reason"] for row in said if row["series"][2:4] == "CT"} == {
+        "1 CT Thorax soft": "every condition holds",
+        "2 CT Thorax BONE": "SeriesDescription is a text with BONE, which is not wanted",
+        "3 CT Thorax thick": "slice_spacing_mm is 6, at most 3.1 is wanted",
+        "4 CT Topogram": "Image Type says LOCALIZER",
+    }
+    [own] = [row for row in said if " SEG " in row["series"]]
+    assert own["reason"] == "a result of ours"
+
+
+def test_a_study_that_is_not_there_is_named(node: Node) -> None:
+    asked = [program("segnode"), "explain", "1.2.3", "--data", str(node.data)]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "has no study 1.2.3" in done.stderr
