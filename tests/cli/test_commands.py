@@ -179,7 +179,12 @@ def test_the_doctor_names_what_is_wrong_and_its_cure(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     data = tmp_path / "n"
-    up = subprocess.Popen([SEGNODE, "up", "--data", str(data)], stderr=subprocess.PIPE, text=True)
+    up = subprocess.Popen(
+        # a shell that started these tests in the background had SIGINT ignored
+        ["/usr/bin/env", "--default-signal=INT", SEGNODE, "up", "--data", str(data)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert up.stderr is not None
     for line in up.stderr:
         if "Ctrl-C" in line:
