@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,15 @@ class Group:
 
 
 Condition = Clause | Group
+
+
+def clauses(condition: Condition) -> Iterator[Clause]:
+    """Give every clause in a condition."""
+    if isinstance(condition, Clause):
+        yield condition
+    else:
+        for part in condition.parts:
+            yield from clauses(part)
 
 
 def read_condition(data: Any, where: str) -> Condition:

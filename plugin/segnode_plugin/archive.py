@@ -15,6 +15,7 @@ class OrthancModule(Protocol):
 
     OrthancException: type[Exception]
 
+    def LookupDictionary(self, name: str) -> object: ...
     def RestApiGet(self, uri: str) -> bytes: ...  # Orthanc's name
     def RestApiGetAfterPlugins(self, uri: str) -> bytes: ...  # Orthanc's name
     def RestApiPost(self, uri: str, body: str) -> bytes: ...  # Orthanc's name
@@ -36,6 +37,14 @@ class OrthancArchive:
             if error.args and error.args[0] in _UNKNOWN_RESOURCE:
                 return None
             raise
+
+    def knows(self, keyword: str) -> bool:
+        """Return whether an attribute of that keyword is in Orthanc's dictionary."""
+        try:
+            self._orthanc.LookupDictionary(keyword)
+        except (TypeError, self._orthanc.OrthancException):  # the first by plugin 4.0
+            return False
+        return True
 
     def archive_id(self) -> str:
         """Return the id that this index carries, giving it one at the first meeting.

@@ -14,11 +14,12 @@ from segnode_contract.ledger import (
     LedgerView,
     OutboxLedger,
 )
-from segnode_contract.settings import load_connections, load_settings
+from segnode_contract.settings import load_connections
 from segnode_plugin.access import register_access
 from segnode_plugin.archive import OrthancArchive
 from segnode_plugin.dispatch import CeleryBell, Dispatch
 from segnode_plugin.intake import Intake
+from segnode_plugin.route_file import RouteFile
 from segnode_plugin.service import Service
 from segnode_plugin.web.adapter import Adapter
 from segnode_plugin.web.app import StudyWords, create_app
@@ -37,13 +38,15 @@ def start(orthanc: Any) -> None:
         Which stops Orthanc: a node with a wrong setting must not take studies in silently.
     """
     log_events()
-    settings = load_settings(Path(os.environ.get("SEGNODE_CONFIG", CONFIG / "segnode.toml")))
+    archive = OrthancArchive(orthanc)
+    config = Path(os.environ.get("SEGNODE_CONFIG", CONFIG / "segnode.toml"))
+    routes = RouteFile(config, archive.knows)
+    settings = routes.settings
     connections = load_connections(os.environ)
     ledger = Ledger(connections.ledger_url)
     ledger.migrate()
 
-    archive = OrthancArchive(orthanc)
-    intake = Intake(archive, IntakeLedger(ledger), settings)
+    intake = Intake(archive, IntakeLedger(ledger), settings, routes)
     dispatch = Dispatch(
         OutboxLedger(ledger, settings.limits),
         LeaseLedger(ledger, settings.limits),
@@ -68,6 +71,7 @@ def start(orthanc: Any) -> None:
         settings=settings,
         blueprints=pages,
         describe=lambda study_uid: _describe(archive, study_uid),
+        trouble=lambda: routes.trouble,
     )
     adapter.register(app, ("/segnode", "/ohif", "/qido"))
     register_access(orthanc, settings)

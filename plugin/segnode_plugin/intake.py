@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from segnode_contract.errors import SegnodeError
 from segnode_contract.ledger import IntakeLedger
 from segnode_contract.ledger.intake import Decision, QuietSeries
-from segnode_contract.settings import Settings
+from segnode_contract.settings import Route, Settings
 from segnode_plugin.facts import Index, SeriesFacts, series_facts
 from segnode_plugin.routing import new_job, verdict
 
@@ -39,10 +39,17 @@ class Intake:
     the ledger's at the start and now and then.
     """
 
-    def __init__(self, archive: Archive, ledger: IntakeLedger, settings: Settings) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        ledger: IntakeLedger,
+        settings: Settings,
+        routes: Callable[[], Sequence[Route]] | None = None,
+    ) -> None:
         self._archive = archive
         self._ledger = ledger
         self._settings = settings
+        self._routes = routes or (lambda: settings.routes)
         self._asked: dict[QuietSeries, float] = {}
         """Series that stay undecided, and when they were looked at."""
         self._unread: set[str] = set()
@@ -51,6 +58,7 @@ class Intake:
 
     def tick(self) -> None:
         """Note what changed, then decide what is due."""
+        self._routes()  # a broken file is told of at once
         archive_id = self._archive.archive_id()
         self._note_changes(archive_id)
         if self._unread:
@@ -165,7 +173,7 @@ class Intake:
             log.info("job queued", extra={"job_key": key})
 
     def _decision(self, quiet: QuietSeries, facts: SeriesFacts) -> Decision:
-        routes = self._settings.routes
+        routes = self._routes()
         verdicts = tuple(verdict(route, facts) for route in routes)
         if self._ledger.own_series(facts.series_uid):
             verdicts = tuple(replace(v, taken=False, reason="a result of ours") for v in verdicts)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import subprocess
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,3 +101,30 @@ def test_a_study_that_is_not_there_is_named(node: Node) -> None:
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "has no study 1.2.3" in done.stderr
+
+
+def test_a_changed_file_is_followed_and_a_broken_one_is_told_of(node: Node, tmp_path: Path) -> None:
+    config = Path(node.environment()["SEGNODE_CONFIG"])
+    before = config.read_text()
+    config.write_text(before.replace('contains = "bone"', 'contains = "soft"'))
+    phantom = chest_phantom()
+    z, y, x = phantom.spacing_mm
+    series = ct_series(phantom.hu[:9, ::4, ::4], spacing_mm=(z, 4 * y, 4 * x), seed="changed")
+    for image in series:
+        image.SeriesDescription = "BONE"
+    [job] = send_and_wait(node, series, tmp_path, count=1)
+    assert job.state == "done"
+    config.write_text(before.replace("SeriesDescription", "SeriesDescripton"))
+    assert "'SeriesDescripton', which DICOM does not know" in first_page(node)
+    config.write_text(before)
+    assert "DICOM does not know" not in first_page(node)
+
+
+def first_page(node: Node) -> str:
+    time.sleep(3)  # for the plugin to look
+    word = base64.b64encode(f"viewer:{node.passwords['viewer']}".encode()).decode()
+    asked = urllib.request.Request(
+        f"{node.url}/segnode/", headers={"Authorization": f"Basic {word}"}
+    )
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        return html.unescape(answer.read().decode())

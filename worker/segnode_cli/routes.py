@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydicom.datadict import dictionary_VR, keyword_dict, tag_for_keyword
 
-from segnode_contract.condition import Clause, Condition
+from segnode_contract.condition import Clause, clauses
 from segnode_contract.errors import SettingsError
 from segnode_contract.settings import Route, load_settings
 from segnode_models.registry import builtin_cards
@@ -57,16 +57,8 @@ def _complaints(route: Route) -> Iterator[str]:
     if route.model not in models:
         yield f"wants the model '{route.model}', which is not here{_hint(route.model, models)}."
     if route.where is not None:
-        for clause in _clauses(route.where):
+        for clause in clauses(route.where):
             yield from _about_attribute(clause)
-
-
-def _clauses(condition: Condition) -> Iterator[Clause]:
-    if isinstance(condition, Clause):
-        yield condition
-    else:
-        for part in condition.parts:
-            yield from _clauses(part)
 
 
 def _about_attribute(clause: Clause) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from flask import Blueprint, Flask, Response
 from werkzeug.exceptions import HTTPException
@@ -35,6 +35,7 @@ def create_app(
     settings: Settings,
     blueprints: Iterable[Blueprint] = (),
     describe: Describe = lambda study_uid: None,
+    trouble: Callable[[], str] = str,
 ) -> Flask:
     """Make the WSGI application.
 
@@ -48,12 +49,14 @@ def create_app(
         The viewer and the searches, where there is an archive.
     describe
         Gives a study's words from the archive.
+    trouble
+        Gives what the first page warns of, beside workers; empty for nothing.
     """
     app = Flask(__name__, static_url_path="/segnode/static")
     # whoever serves us writes one line; Flask's own would hold the error's text, a name maybe
     app.config["PROPAGATE_EXCEPTIONS"] = True
     app.context_processor(lambda: {"node": settings.node.name})
-    app.register_blueprint(job_pages(view, describe))
+    app.register_blueprint(job_pages(view, describe, trouble))
     for blueprint in blueprints:
         app.register_blueprint(blueprint)
     app.register_error_handler(LedgerUnavailable, _ledger_unavailable)

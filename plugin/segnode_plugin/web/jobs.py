@@ -35,7 +35,7 @@ Describe = Callable[[str], StudyWords | None]
 """Gives the words of a Study Instance UID, None where the archive has no such study."""
 
 
-def job_pages(view: LedgerView, describe: Describe) -> Blueprint:
+def job_pages(view: LedgerView, describe: Describe, trouble: Callable[[], str]) -> Blueprint:
     """Make the pages."""
     pages = Blueprint("segnode", __name__, url_prefix="/segnode")
     pages.add_app_template_filter(iso)
@@ -46,7 +46,7 @@ def job_pages(view: LedgerView, describe: Describe) -> Blueprint:
 
     @pages.get("/", strict_slashes=False)
     def jobs() -> str:
-        return _list(view, describe)
+        return _list(view, describe, trouble())
 
     @pages.get("/jobs/<key>")
     def job(key: str) -> str:
@@ -70,7 +70,7 @@ def job_pages(view: LedgerView, describe: Describe) -> Blueprint:
     return pages
 
 
-def _list(view: LedgerView, describe: Describe) -> str:
+def _list(view: LedgerView, describe: Describe, trouble: str) -> str:
     state = request.args.get("state")
     if state is not None and state not in set(JobState):
         abort(404)
@@ -86,7 +86,7 @@ def _list(view: LedgerView, describe: Describe) -> str:
         counts=[(state, counts[state]) for state in JobState if state in counts],
         going_on=any(state in counts for state in OPEN_STATES),
         words={uid: describe(uid) for uid in {job.study_uid for job in shown}},
-        notices=_notices(view),
+        notices=[trouble, *_notices(view)] if trouble else _notices(view),
         now=view.now(),
     )
 
