@@ -84,6 +84,7 @@ def _about_attribute(clause: Clause) -> Iterator[str]:
 
 def _placed(config: Path, sentence: str) -> Complaint:
     """Find the word that a sentence complains of, in the route that it names."""
+    sentence = sentence.removeprefix(f"{config}: ")
     found = _TOML_PLACE.search(sentence)
     if found:
         return Complaint(line=int(found[1]), column=int(found[2]), sentence=sentence)
