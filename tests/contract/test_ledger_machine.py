@@ -685,3 +685,13 @@ def test_an_upgrade_after_the_archive_was_replaced(machine: LedgerMachine) -> No
     for worker in WORKERS:
         machine.a_worker_is_upgraded(worker, 2)
     machine.teardown()
+
+
+def test_a_stopped_worker_ends_its_run_of_a_job_that_is_made_anew(machine: LedgerMachine) -> None:
+    machine.claim(WORKERS[0])
+    for _ in range(2):
+        machine.go_on(0, 5)
+    machine.a_worker_is_stopped(WORKERS[0])
+    machine.a_series_changes_and_is_decided(SERIES[0], 3)
+    machine.go_on(0, 1)
+    machine.teardown()

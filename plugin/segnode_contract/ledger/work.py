@@ -250,10 +250,6 @@ class WorkLedger:
         result = schema.result
         ours = result.c.job_key == claim.key
         with self._ledger.write() as connection:
-            counts = select(func.count(), func.count(result.c.confirmed_at)).where(ours)
-            objects, confirmed = connection.execute(counts).one()
-            if not objects or confirmed < objects:
-                raise RuntimeError(f"{confirmed} of {objects} objects are confirmed")
             _fenced(
                 connection,
                 claim,
@@ -264,6 +260,10 @@ class WorkLedger:
                 error_sentence=None,
                 error_stage=None,
             )
+            counts = select(func.count(), func.count(result.c.confirmed_at)).where(ours)
+            objects, confirmed = connection.execute(counts).one()
+            if not objects or confirmed < objects:
+                raise RuntimeError(f"{confirmed} of {objects} objects are confirmed")
             _end_run(connection, claim, "done", None, peak_mb)
             record(connection, claim.key, self.worker, "done")
 
