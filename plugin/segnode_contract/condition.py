@@ -13,6 +13,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from re import _parser  # type: ignore[attr-defined] # what a pattern is made of has no other door
 from typing import Any
 
 from segnode_contract.errors import SettingsError
@@ -34,6 +35,10 @@ TEXTS: Mapping[str, tuple[str, ...]] = {
 }
 """Facts that are texts, with all their values where they are known."""
 GROUPS = ("all", "any", "not")
+_DAY_H = 24.0
+_MOST_REPEATS = 3
+_SHORT = 8
+"""A repeat of at most so many is none that matters."""
 _TEXT_TESTS = ("equals", "one_of", "contains", "matches", "present")
 _NUMBER_TESTS = ("equals", "one_of", "at_least", "at_most", "present")
 TESTS = tuple(dict.fromkeys((*_TEXT_TESTS, *_NUMBER_TESTS)))
@@ -123,7 +128,8 @@ def _clause(data: Mapping[str, Any], where: str) -> Clause:
         raise SettingsError(f"{where} has 'present' beside another test; it stands alone.")
     wanted = {test: _wanted(subject, is_fact, test, value, where) for test, value in tests}
     least, most = wanted.get("at_least", float("-inf")), wanted.get("at_most", float("inf"))
-    if least > most or (is_fact and most < 0):
+    highest = _DAY_H if subject == "arrival_hour" else float("inf")
+    if least > most or (is_fact and (most < 0 or least >= highest)):
         raise SettingsError(
             f"{where} wants '{subject}' to be {_range(wanted)}, which no series satisfies."
         )
@@ -160,7 +166,7 @@ def _wanted(subject: str, is_fact: bool, test: str, value: Any, where: str) -> A
     if test == "one_of":
         if not isinstance(value, list) or not value:
             raise SettingsError(f"{where} one_of is {value!r}; a list of values is needed.")
-        return tuple(_value(subject, is_fact, of_number, item, where) for item in value)
+        return tuple(_value(subject, is_fact, test, item, where) for item in value)
     if test in ("at_least", "at_most"):
         return _number(value, test, where)
     if test == "matches":
@@ -168,13 +174,13 @@ def _wanted(subject: str, is_fact: bool, test: str, value: Any, where: str) -> A
     if test == "contains":
         text: str = _of_type(value, str, test, where)
         return text.upper()
-    return _value(subject, is_fact, of_number, value, where)
+    return _value(subject, is_fact, test, value, where)
 
 
-def _value(subject: str, is_fact: bool, of_number: bool, value: Any, where: str) -> Any:
-    if of_number or (not is_fact and type(value) in (int, float)):
-        return _number(value, "equals", where)
-    text: str = _of_type(value, str, "equals", where).upper()
+def _value(subject: str, is_fact: bool, test: str, value: Any, where: str) -> Any:
+    if (is_fact and subject in NUMBERS) or (not is_fact and type(value) in (int, float)):
+        return _number(value, test, where)
+    text: str = _of_type(value, str, test, where).upper()
     known = TEXTS.get(subject, ()) if is_fact else ()
     if known and text not in known:
         raise SettingsError(
@@ -194,16 +200,53 @@ def _of_type(value: Any, kind: type, test: str, where: str) -> Any:
 def _number(value: Any, test: str, where: str) -> float:
     if type(value) not in (int, float) or value != value:  # noqa: PLR0124 # NaN, which TOML has
         raise SettingsError(f"{where} {test} is {value!r}; a number is needed.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise SettingsError(f"{where} {test} is a number that is too large.") from error
 
 
 def _pattern(text: str, where: str) -> re.Pattern[str]:
     try:
-        return re.compile(text, re.IGNORECASE)
-    except re.error as error:
+        pattern = re.compile(text, re.IGNORECASE)
+        repeats, nested = _repeats(_parser.parse(text))
+    except (re.error, OverflowError, RecursionError) as error:
         raise SettingsError(
             f"{where} matches is {text!r}, which is no regular expression: {error}."
         ) from error
+    if nested or repeats > _MOST_REPEATS:
+        raise SettingsError(
+            f"{where} matches is {text!r}, which may take for ever: it has a repeat within a "
+            f"repeat, or more than {_MOST_REPEATS} repeats without end."
+        )
+    return pattern
+
+
+def _repeats(parsed: Any) -> tuple[int, bool]:
+    """Return how many long repeats a parsed pattern has, and whether one holds another.
+
+    With these, backtracking takes time beyond all bounds in the length of a text that a DICOM file
+    chooses, and holds Python's lock meanwhile.
+    """
+    count, nested = 0, False
+    for sign, inside in parsed:
+        inner, inner_nested = 0, False
+        for part in _patterns(inside):
+            more, deep = _repeats(part)
+            inner, inner_nested = inner + more, inner_nested or deep
+        if str(sign) in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT") and inside[1] > _SHORT:
+            nested = nested or inner > 0
+            inner += 1
+        count, nested = count + inner, nested or inner_nested
+    return count, nested
+
+
+def _patterns(inside: Any) -> Iterator[Any]:
+    if isinstance(inside, _parser.SubPattern):
+        yield inside
+    elif isinstance(inside, list | tuple):
+        for part in inside:
+            yield from _patterns(part)
 
 
 def _hint(word: str, known: tuple[str, ...]) -> str:

@@ -159,6 +159,8 @@ def load_settings(path: Path) -> Settings:
         return _read(kind, data.get(key, {}), f"{path}: [{key}]")
 
     def many(key: str, kind: type[T]) -> tuple[T, ...]:
+        if not isinstance(data.get(key, []), list):
+            raise SettingsError(f"{path}: {key} is {data[key]!r}; [[{key}]] tables are needed.")
         items = enumerate(data.get(key, []), 1)
         return tuple(_read(kind, item, f"{path}: [[{key}]] {number}") for number, item in items)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 _SIEMENS = re.compile(r"[A-Z]{1,2}(\d{2})[A-Z]?(\W.*)?")
 """B31f, Br40d, H70h: from about 50 on edges are enhanced."""
-_TOSHIBA = re.compile(r"FC(\d{2})")
+_TOSHIBA = re.compile(r"FC(\d{2})(\W.*)?")
 _SIEMENS_SHARP = 50
 _TOSHIBA_SHARP = 30
 _SOFT = ("STANDARD", "SOFT", "STND", "STD", "A", "B", "C", "SA", "SB", "SMOOTH", "BRAIN")
@@ -27,7 +27,9 @@ _SHARP = (
     "YD",
 )
 """Words of GE and Philips."""
-_NO_AGENT = ("NO", "NONE", "N", "WITHOUT", "0", "NATIVE")
+_NO_AGENT = re.compile(
+    r"(NO|NONE|N|0|WITHOUT|W/O|OHNE|SANS|SENZA|SIN|NATIVE?|UNENHANCED|NON[- ](CONTRAST|ENHANCED))\b"
+)
 
 
 def kernel_class(value: Any) -> str:
@@ -49,7 +51,7 @@ def contrast(agent: Any) -> str:
 
     That the attribute is missing tells nothing: many scanners write none.
     """
-    word = agent.strip().upper() if isinstance(agent, str) else ""
-    if not word:
+    word = agent.strip().upper()[:64] if isinstance(agent, str) else ""
+    if not any(sign.isalnum() for sign in word):
         return "UNKNOWN"
-    return "NO" if word in _NO_AGENT else "YES"
+    return "NO" if _NO_AGENT.match(word) else "YES"

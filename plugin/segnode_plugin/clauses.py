@@ -9,9 +9,9 @@ from typing import Any
 from segnode_contract.condition import NUMBERS, Clause, Condition
 from segnode_plugin.facts import SeriesFacts
 
-_LONGEST = 256
+_LONGEST = 128
 """So much of a value is looked at: a pattern's time grows with it."""
-_CODE = re.compile(r"[A-Z0-9_ .^/+-]{0,64}")
+_CODE = re.compile(r"[A-Z0-9_ ./+-]{0,64}", re.IGNORECASE)
 _TECHNICAL = frozenset(
     (
         "BodyPartExamined",
@@ -77,7 +77,7 @@ def _holds(clause: Clause, facts: SeriesFacts) -> bool:
 
 
 def _values(clause: Clause, facts: SeriesFacts) -> list[str | float]:
-    """Return all values of the subject, texts in capitals; none where it is missing."""
+    """Return all values of the subject; none where it is missing."""
     if clause.is_fact:
         known = facts.numbers if clause.subject in NUMBERS else facts.texts
         value = known.get(clause.subject)
@@ -88,7 +88,9 @@ def _values(clause: Clause, facts: SeriesFacts) -> list[str | float]:
 
 def _reach(tags: Any, path: list[str]) -> Iterator[str]:
     """Walk through sequences, all items of each, to the texts at the end of `path`."""
-    if isinstance(tags, list):
+    if isinstance(tags, list) and tags and not path:
+        yield "a sequence"
+    elif isinstance(tags, list):
         for item in tags[:64]:
             yield from _reach(item, path)
     elif isinstance(tags, Mapping) and path:
@@ -98,7 +100,7 @@ def _reach(tags: Any, path: list[str]) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    return text[:_LONGEST].strip().upper()
+    return text[:_LONGEST].strip()
 
 
 def _test(name: str, wanted: Any, value: str | float) -> bool:
@@ -108,7 +110,7 @@ def _test(name: str, wanted: Any, value: str | float) -> bool:
         case "one_of":
             return any(_same(each, value) for each in wanted)
         case "contains":
-            return str(wanted) in str(value) and value != ""
+            return str(wanted) in str(value).upper() and value != ""
         case "matches":
             return value != "" and wanted.search(str(value)) is not None
     number = _as_number(value)
@@ -118,7 +120,9 @@ def _test(name: str, wanted: Any, value: str | float) -> bool:
 
 
 def _same(wanted: str | float, value: str | float) -> bool:
-    return _as_number(value) == wanted if isinstance(wanted, float) else wanted == value
+    return (
+        _as_number(value) == wanted if isinstance(wanted, float) else wanted == str(value).upper()
+    )
 
 
 def _as_number(value: str | float) -> float | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from segnode_plugin.acquisition import contrast, kernel_class
 from segnode_plugin.shape import Shape, shape_of
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
+"""PS3.5 6.2: no backslash, no control character."""
 _CODE = re.compile(r"[A-Z0-9_ ./-]{0,64}")
 """As CS (PS3.5 6.2), and what is met in its place. Anything else may be a name."""
 
@@ -47,16 +49,8 @@ class SeriesFacts:
     """Every attribute of the first instance by keyword: texts, and lists of items."""
 
 
-def series_facts(
-    index: Index, orthanc_id: str, last_instance_at: float = 0.0
-) -> SeriesFacts | None:
-    """Return the facts of a series, None where the archive no longer has it.
-
-    Parameters
-    ----------
-    last_instance_at
-        Unix time of the last arrival.
-    """
+def series_facts(index: Index, orthanc_id: str) -> SeriesFacts | None:
+    """Return the facts of a series, None where the archive no longer has it."""
     series = index.get(f"/series/{orthanc_id}")
     instances = index.get(f"/series/{orthanc_id}/instances") if series else None
     study = index.get(f"/studies/{series['ParentStudy']}") if instances else None
@@ -77,22 +71,30 @@ def series_facts(
         copied=not {"AnonymizedFrom", "ModifiedFrom"}.isdisjoint(metadata),
         namesakes=max(len(index.series_named(series_uid)) - 1, 0) if series_uid else 0,
         instance_uids=tuple(_uid(item, "SOPInstanceUID") for item in instances),
-        numbers=_numbers(len(instances), shape, last_instance_at),
+        numbers=_numbers(len(instances), shape, series.get("LastUpdate")),
         texts=_texts(shape, tags, reception),
         attributes=tags,
     )
 
 
-def _numbers(count: int, shape: Shape | None, last_instance_at: float) -> dict[str, float | None]:
-    came = time.localtime(last_instance_at)
+def _numbers(count: int, shape: Shape | None, updated: Any) -> dict[str, float | None]:
     return {
         "instances": float(count),
         "slice_spacing_mm": shape.slice_spacing_mm if shape else None,
         "largest_gap_mm": shape.largest_gap_mm if shape else None,
         "coverage_mm": shape.coverage_mm if shape else None,
         "obliquity_deg": shape.obliquity_deg if shape else None,
-        "arrival_hour": came.tm_hour + came.tm_min / 60,
+        "arrival_hour": _hour(updated),
     }
+
+
+def _hour(updated: Any) -> float | None:
+    """Return the hour of day here for Orthanc's words for a moment, which are UTC."""
+    try:
+        came = datetime.strptime(str(updated), "%Y%m%dT%H%M%S").replace(tzinfo=UTC).astimezone()
+    except ValueError:
+        return None
+    return came.hour + came.minute / 60
 
 
 def _texts(
@@ -102,9 +104,14 @@ def _texts(
         "orientation": shape.orientation if shape else "",
         "kernel": kernel_class(tags.get("ConvolutionKernel")),
         "contrast": contrast(tags.get("ContrastBolusAgent")),
-        "calling_aet": _text(reception, "RemoteAET"),
-        "called_aet": _text(reception, "CalledAET"),
+        "calling_aet": _ae_title(reception.get("RemoteAET")),
+        "called_aet": _ae_title(reception.get("CalledAET")),
     }
+
+
+def _ae_title(value: Any) -> str:
+    title = value.strip() if isinstance(value, str) else ""
+    return title if _AE_TITLE.fullmatch(title) else ""
 
 
 def _uid(resource: dict[str, Any], keyword: str) -> str:

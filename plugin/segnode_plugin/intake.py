@@ -165,7 +165,7 @@ class Intake:
             return None
 
     def _decide(self, archive_id: str, quiet: QuietSeries) -> None:
-        facts = series_facts(self._archive, quiet.orthanc_id, quiet.last_instance_at)
+        facts = series_facts(self._archive, quiet.orthanc_id)
         if facts is None:
             self._ledger.forget(archive_id, quiet.orthanc_id)
             return

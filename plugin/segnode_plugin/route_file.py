@@ -51,10 +51,12 @@ class RouteFile:
     def _change(self) -> None:
         try:
             self._routes = self._read().routes
-        except SettingsError as error:
+        except Exception as error:  # whatever is wrong with it, it must be told of
+            said = f"{self._path} cannot be read: {type(error).__name__}."
             self.trouble = (
-                f"{error.sentence} The routes of {self._since} are followed until the file is "
-                "mended; `segnode routes check` says more."
+                f"{error.sentence if isinstance(error, SettingsError) else said} The routes of "
+                f"{self._since} are followed until the file is mended; `segnode routes check "
+                f"--config {self._path}` says more."
             )
             log.error(self.trouble)
             return

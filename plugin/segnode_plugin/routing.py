@@ -33,14 +33,14 @@ def _refusal(route: Route, facts: SeriesFacts, *, quote: bool) -> str | None:
     nameless = _without_address(facts)
     if nameless is not None:
         return nameless
-    if facts.modality != route.modality:
+    if facts.modality != route.modality.upper():
         return f"Modality is {facts.modality or 'missing'}, {route.modality} is wanted"
     made = _made_from_others(route, facts)
     if made is not None:
         return made
     if len(facts.instance_uids) < route.min_instances:
         return f"{len(facts.instance_uids)} instances, at least {route.min_instances} are wanted"
-    if route.body_parts and facts.body_part not in route.body_parts:
+    if route.body_parts and facts.body_part not in {part.upper() for part in route.body_parts}:
         wanted = " or ".join(route.body_parts)
         return f"Body Part Examined is {facts.body_part or 'missing'}, {wanted} is wanted"
     return refusal(route.where, facts, quote=quote) if route.where else None

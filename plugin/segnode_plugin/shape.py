@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 _SAME_PLACE_MM = 0.01
 _OBLIQUE_DEG = 30.0
 """Gantries tilt by up to 30 degrees, and their slices are called axial still."""
+_PARALLEL = math.cos(math.radians(5.0))
 _AXES = ("SAGITTAL", "CORONAL", "AXIAL")
 """By the patient's axis that the slices' normal lies nearest to: x, y, z of LPS."""
 
@@ -32,7 +33,7 @@ class Shape:
 
 
 def shape_of(instances: Iterable[Mapping[str, Any]]) -> Shape | None:
-    """Return the shape of a series, None where its images say no orientation.
+    """Return the shape of a series, None where its images say no orientation, or several.
 
     Parameters
     ----------
@@ -48,12 +49,12 @@ def shape_of(instances: Iterable[Mapping[str, Any]]) -> Shape | None:
     if not placed:
         return None
     normal = placed[0][0]
+    if any(abs(_dot(normal, other)) < _PARALLEL for other, _ in placed):
+        return None
     nearest = max(range(3), key=lambda axis: abs(normal[axis]))
     angle = math.degrees(math.acos(min(1.0, abs(normal[nearest]))))
     orientation = _AXES[nearest] if angle <= _OBLIQUE_DEG else "OBLIQUE"
-    along = sorted(
-        sum(n * p for n, p in zip(normal, position, strict=True)) for _, position in placed
-    )
+    along = sorted(_dot(normal, position) for _, position in placed)
     steps = [step for a, b in pairwise(along) if (step := b - a) > _SAME_PLACE_MM]
     if not steps:
         return Shape(orientation=orientation, obliquity_deg=angle)
@@ -65,6 +66,10 @@ def shape_of(instances: Iterable[Mapping[str, Any]]) -> Shape | None:
         largest_gap_mm=max(steps),
         coverage_mm=along[-1] - along[0] + spacing,
     )
+
+
+def _dot(one: Sequence[float], other: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
 
 
 def _normal(text: Any) -> Vector | None:

@@ -50,6 +50,7 @@ def check(folder: Path, text: str) -> list[tuple[int, int, str]]:
         ('where = { fact = "slice_spacing", at_most = 3 }', 19, "'slice_spacing_mm' was probably"),
         ('where = { fact = "coverage_mm", at_least = 9, at_most = 3 }', 19, "no series satisfies"),
         ("where = { fact = 3", 19, "not TOML"),
+        ('where = { fact = "instances", at_most = "3" }', 31, "at_most is '3'"),
         ("min_instanzes = 3", 1, "'min_instances' was probably meant"),
     ],
 )

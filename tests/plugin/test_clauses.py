@@ -58,6 +58,7 @@ def where(text: str) -> Condition:
         '{ attribute = "ProcedureCodeSequence.CodeValue", one_of = ["CTTHX", "CTABD"] }',
         '{ attribute = "BodyPartExamined", one_of = ["CHEST", ""] }',
         '{ attribute = "BodyPartExamined", present = false }',
+        '{ attribute = "ProcedureCodeSequence", present = true }',
         '{ not = { attribute = "ImageType", equals = "LOCALIZER" } }',
         '{ any = [{ attribute = "KVP", at_most = 1 }, { fact = "kernel", equals = "sharp" }] }',
     ],
@@ -141,6 +142,7 @@ def test_no_value_breaks_a_test(value: Any) -> None:
         ("BONEPLUS", "SHARP"),
         ("FC08", "SOFT"),
         ("FC51", "SHARP"),
+        ("FC35-H", "SHARP"),
         ("B", "SOFT"),
         ("YB", "SHARP"),
         ("", "UNKNOWN"),
@@ -154,7 +156,18 @@ def test_kernels_of_four_vendors(word: Any, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("agent", "told"),
-    [("OMNIPAQUE 300", "YES"), ("none", "NO"), ("", "UNKNOWN"), (None, "UNKNOWN")],
+    [
+        ("OMNIPAQUE 300", "YES"),
+        ("NON IONIC 300", "YES"),
+        ("none", "NO"),
+        ("without contrast", "NO"),
+        ("W/O", "NO"),
+        ("Nativ", "NO"),
+        ("Non-Contrast", "NO"),
+        ("-", "UNKNOWN"),
+        ("", "UNKNOWN"),
+        (None, "UNKNOWN"),
+    ],
 )
 def test_contrast_is_told_where_an_agent_is_named(agent: Any, told: str) -> None:
     assert contrast(agent) == told

@@ -69,6 +69,13 @@ def test_an_orientation_that_is_none_has_no_shape(text: str) -> None:
     assert shape_of([{"ImageOrientationPatient": text, "ImagePositionPatient": "0\\0\\0"}]) is None
 
 
+def test_images_in_several_orientations_have_no_shape() -> None:
+    """A three-plane localizer, say."""
+    images = tags(AXIAL, (0, 0, 0), (0, 0, 5)) + tags(SAGITTAL, (0, 0, 0))
+    assert shape_of(images) is None
+    assert shape_of(images[::-1]) is None
+
+
 def test_a_real_tilted_head_is_axial_with_a_gap_of_seven_millimetres() -> None:
     folder = DATA / "qact-ge-tilt"
     if not folder.is_dir():

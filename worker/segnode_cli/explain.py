@@ -12,7 +12,9 @@ from rich.text import Text
 
 from segnode_cli.jobs import ledger_of
 from segnode_cli.listing import open_listing
-from segnode_cli.show import console
+from segnode_cli.node import read_environment
+from segnode_cli.routes import check_routes
+from segnode_cli.show import console, say
 from segnode_contract.errors import SetupError
 from segnode_contract.ledger import IntakeLedger
 from segnode_plugin.facts import series_facts
@@ -37,6 +39,12 @@ class Explained:
 def print_explanation(data: Path, study_uid: str, as_json: bool) -> None:
     """Print, for the node in `data`, what its routes say of a study as it lies in the archive."""
     rows = explain(data, study_uid)
+    config = Path(read_environment(data)["SEGNODE_CONFIG"])
+    if check_routes(config):
+        say(
+            f"There are faults in {config}: `segnode routes check --config {config}`; until they "
+            "are mended, the running node may follow older routes than these."
+        )
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
@@ -63,7 +71,7 @@ def explain(data: Path, study_uid: str) -> list[Explained]:
     with ledger_of(data) as ledger:
         intake = IntakeLedger(ledger)
         for orthanc_id in listing.series_of_study(study_uid):
-            facts = series_facts(listing, orthanc_id, intake.last_instance_at(orthanc_id))
+            facts = series_facts(listing, orthanc_id)
             if facts is None:
                 continue
             ours = intake.own_series(facts.series_uid)

@@ -115,7 +115,11 @@ class Listing:
     def series_of_study(self, study_uid: str) -> list[str]:
         """Return Orthanc's ids of the series of a study, of each patient who has that UID."""
         studies = self._named("Study", study_uid)
-        return [one for study in studies for one in (self.get(f"/studies/{study}") or {})["Series"]]
+        return [
+            one
+            for study in studies
+            for one in (self.get(f"/studies/{study}") or {}).get("Series", ())
+        ]
 
     def series_named(self, series_uid: str) -> list[str]:
         """Return Orthanc's ids of all series of a Series Instance UID."""

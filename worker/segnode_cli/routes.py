@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydicom.datadict import dictionary_VR, keyword_dict, tag_for_keyword
 
-from segnode_contract.condition import Clause, clauses
+from segnode_contract.condition import TESTS, Clause, clauses
 from segnode_contract.errors import SettingsError
 from segnode_contract.settings import Route, load_settings
 from segnode_models.registry import builtin_cards
@@ -19,6 +19,8 @@ _NUMBERS = ("DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV")
 _KEYWORDS = tuple(keyword_dict)
 _TOML_PLACE = re.compile(r"at line (\d+), column (\d+)")
 _ROUTE = re.compile(r"\[\[routes\]\] (\d+)")
+_OTHER_HEAD = re.compile(r"\s*\[(?!\[?routes\.)[\w\[\"]")
+_TESTED = re.compile(rf" ({'|'.join(TESTS)}) is ")
 _QUOTED = re.compile(r"'([^']+)'")
 
 
@@ -88,9 +90,11 @@ def _placed(config: Path, sentence: str) -> Complaint:
     found = _TOML_PLACE.search(sentence)
     if found:
         return Complaint(line=int(found[1]), column=int(found[2]), sentence=sentence)
-    lines = config.read_text(encoding="utf-8").splitlines()
+    lines = config.read_text(encoding="utf-8", errors="replace").splitlines()
+    if "at end of document" in sentence:
+        return Complaint(line=max(len(lines), 1), column=1, sentence=sentence)
     first, last = _section(lines, sentence)
-    for word in _QUOTED.findall(sentence):
+    for word in (*_TESTED.findall(sentence), *_QUOTED.findall(sentence)):
         pattern = re.compile(rf"(?<![\w.]){re.escape(word)}(?!\w)|\.{re.escape(word)}(?!\w)")
         for number in range(first, last):
             code = _without_comment(lines[number])
@@ -108,7 +112,7 @@ def _section(lines: list[str], sentence: str) -> tuple[int, int]:
     if not found or int(found[1]) > len(heads):
         return 0, len(lines)
     first = heads[int(found[1]) - 1]
-    after = (n for n in range(first + 1, len(lines)) if lines[n].startswith("["))
+    after = (n for n in range(first + 1, len(lines)) if _OTHER_HEAD.match(lines[n]))
     return first, next(after, len(lines))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, case, exists, func, select, update
+from sqlalchemy import Connection, Row, and_, case, exists, select, update
 
 from segnode_contract.errors import SeriesChanged
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState, NewJob
@@ -130,15 +130,6 @@ class IntakeLedger:
         """Have series (Orthanc ids) decided after a quiet period, as if an image had come."""
         with self._ledger.write() as connection:
             _touch(connection, archive_id, series)
-
-    def last_instance_at(self, orthanc_id: str) -> float:
-        """Return when a series' last instance came, 0 where the ledger does not know it."""
-        table = schema.series
-        with self._ledger.read() as connection:
-            found = connection.scalar(
-                select(func.max(table.c.last_instance_at)).where(table.c.orthanc_id == orthanc_id)
-            )
-            return float(found or 0.0)
 
     def own_series(self, series_uid: str) -> bool:
         """Return whether the series is a result of ours."""
