@@ -695,3 +695,14 @@ def test_a_stopped_worker_ends_its_run_of_a_job_that_is_made_anew(machine: Ledge
     machine.a_series_changes_and_is_decided(SERIES[0], 3)
     machine.go_on(0, 1)
     machine.teardown()
+
+
+def test_a_job_that_waited_in_a_replaced_archive_supersedes_there(machine: LedgerMachine) -> None:
+    machine.a_series_changes_and_is_decided(SERIES[0], 4)
+    machine.another_archive()
+    machine.a_series_changes_and_is_decided(SERIES[0], 3)
+    for _ in MODELS:
+        machine.a_job_is_worked_off(WORKERS[0])
+    machine.a_series_changes_and_is_decided(SERIES[0], 4)
+    machine.promises_hold()
+    machine.teardown()

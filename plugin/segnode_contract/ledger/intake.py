@@ -272,8 +272,7 @@ def _queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
     known = connection.execute(select(*columns).where(table.c.key == job.key)).first()
     if known is not None and not _comes_back(connection, job, known, place):
         return False
-    joined = "\\".join(sorted(job.series_uids))  # DICOM's own separator of values
-    _supersede_others(connection, archive_id, job, joined)
+    _supersede_others(connection, job, place)
     fresh = {
         "state": JobState.QUEUED,
         "not_before": now_s(),
@@ -287,7 +286,7 @@ def _queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
         "error_stage": None,
     }
     if known is None:
-        made = {"series_uids": joined, "lease_epoch": 0, "created_at": now_s()}
+        made = {"series_uids": _joined(job), "lease_epoch": 0, "created_at": now_s()}
         connection.execute(table.insert().values(asdict(job) | place | made | fresh))
     else:
         _end_run(connection, job.key)
@@ -321,6 +320,7 @@ def _comes_back(
     if came or moved:
         table = schema.job
         connection.execute(update(table).where(table.c.key == job.key).values(place))
+        _supersede_others(connection, job, place)
         if known.state == JobState.QUEUED and known.lane != job.lane:
             _ring(connection, job)
     return False
@@ -347,13 +347,17 @@ def _ring(connection: Connection, job: NewJob) -> None:
     )
 
 
-def _supersede_others(connection: Connection, archive_id: str, job: NewJob, joined: str) -> None:
+def _joined(job: NewJob) -> str:
+    return "\\".join(sorted(job.series_uids))  # DICOM's own separator of values
+
+
+def _supersede_others(connection: Connection, job: NewJob, place: Mapping[str, object]) -> None:
     table = schema.job
     others = and_(
         table.c.key != job.key,
-        table.c.series_uids == joined,
+        table.c.series_uids == _joined(job),
         table.c.model == job.model,
-        table.c.archive_id == archive_id,
+        table.c.archive_id == place["archive_id"],
         table.c.state.in_((JobState.DONE, *OPEN_STATES, *RETRIED)),
     )
     for key in connection.scalars(select(table.c.key).where(others)).all():
