@@ -678,3 +678,18 @@ def test_a_ghost_is_a_child_that_did_not_notice_its_loss(ledger: Ledger) -> None
     assert leases.ghosts("host/11") == set()
     work.left(held, 1)
     assert leases.ghosts("host/1") == set()
+
+
+@pytest.mark.parametrize("forks", [False, True])
+def test_a_database_server_that_is_gone_without_a_word_is_noticed(
+    ledger_url: str, forks: bool
+) -> None:
+    if not ledger_url.startswith("postgresql"):
+        pytest.skip("SQLite has no server")
+    ledger = Ledger(ledger_url, forks=forks)
+    with ledger.read() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        asked = driver.info.get_parameters()
+    ledger.close()
+    assert (asked["tcp_user_timeout"], asked["connect_timeout"]) == ("30000", "10")

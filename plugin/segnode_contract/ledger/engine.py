@@ -47,17 +47,18 @@ class Ledger:
 
     def __init__(self, url: str, *, forks: bool = False) -> None:
         self._quiet: AbstractContextManager[object] = nullcontext()
-        pool: dict[str, Any] = {"pool_pre_ping": not url.startswith("sqlite")}
+        options: dict[str, Any] = {"pool_pre_ping": not url.startswith("sqlite")}
         if url.startswith("postgresql"):
-            pool["connect_args"] = _NOTICED
+            options["connect_args"] = _NOTICED
         if forks:
             lock = threading.Lock()
             os.register_at_fork(
                 before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
             )
-            self._quiet, pool = lock, {"poolclass": NullPool}
+            self._quiet = lock
+            options["poolclass"] = NullPool
         try:
-            self.engine = create_engine(url, hide_parameters=True, **pool)
+            self.engine = create_engine(url, hide_parameters=True, **options)
         except (ArgumentError, NoSuchModuleError) as error:
             raise SettingsError(
                 "SEGNODE_LEDGER_URL is not an address that SQLAlchemy knows; "
