@@ -9,7 +9,6 @@ where.all = [
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,15 +16,17 @@ from re import _parser  # type: ignore[attr-defined] # what a pattern is made of
 from typing import Any
 
 from segnode_contract.errors import SettingsError
+from segnode_contract.spelling import hint
 
-NUMBERS = {
-    "instances": "number of instances",
-    "slice_spacing_mm": "median distance of neighbouring slices, from their positions",
-    "largest_gap_mm": "largest distance of neighbouring slices",
-    "coverage_mm": "from the first slice to the last, with one slice's spacing",
-    "obliquity_deg": "angle between the slices' normal and the nearest axis of the patient",
-    "arrival_hour": "when the last instance came, 22.5 for half past ten in the evening",
-}
+NUMBERS = (
+    "instances",
+    "slice_spacing_mm",  # median distance of neighbouring slices, from their positions
+    "largest_gap_mm",
+    "coverage_mm",  # from the first slice to the last, with one slice's spacing
+    "obliquity_deg",  # between the slices' normal and the nearest axis of the patient
+    "arrival_hour",  # of the last instance: 22.5 for half past ten in the evening
+)
+"""Facts that are numbers."""
 TEXTS: Mapping[str, tuple[str, ...]] = {
     "orientation": ("AXIAL", "CORONAL", "SAGITTAL", "OBLIQUE"),
     "kernel": ("SOFT", "SHARP", "UNKNOWN"),
@@ -114,7 +115,7 @@ def _clause(data: Mapping[str, Any], where: str) -> Clause:
     for key in data:
         if key not in ("attribute", "fact", *TESTS):
             raise SettingsError(
-                f"{where} has an unknown key '{key}'{_hint(key, ('attribute', 'fact', *TESTS))}."
+                f"{where} has an unknown key '{key}'{hint(key, ('attribute', 'fact', *TESTS))}."
             )
     if ("attribute" in data) == ("fact" in data):
         raise SettingsError(f"{where} needs either 'attribute' or 'fact'.")
@@ -146,7 +147,7 @@ def _check_subject(subject: Any, is_fact: bool, where: str) -> None:
         raise SettingsError(f"{where} names {subject!r}; a text is needed.")
     if is_fact and subject not in (*NUMBERS, *TEXTS):
         raise SettingsError(
-            f"{where} has an unknown fact '{subject}'{_hint(subject, (*NUMBERS, *TEXTS))}."
+            f"{where} has an unknown fact '{subject}'{hint(subject, (*NUMBERS, *TEXTS))}."
         )
     if not is_fact and not _KEYWORD.fullmatch(subject):
         raise SettingsError(
@@ -185,7 +186,7 @@ def _value(subject: str, is_fact: bool, test: str, value: Any, where: str) -> An
     if known and text not in known:
         raise SettingsError(
             f"{where} wants '{value}' of '{subject}', which is one of "
-            f"{', '.join(known).lower()}{_hint(text, known)}."
+            f"{', '.join(known).lower()}{hint(text, known)}."
         )
     return text
 
@@ -247,8 +248,3 @@ def _patterns(inside: Any) -> Iterator[Any]:
     elif isinstance(inside, list | tuple):
         for part in inside:
             yield from _patterns(part)
-
-
-def _hint(word: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; '{near[0]}' was probably meant" if near else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 from segnode_contract.condition import Condition, read_condition
 from segnode_contract.errors import SettingsError
+from segnode_contract.spelling import hint
 
 T = TypeVar("T")
 
@@ -233,9 +233,7 @@ def _value(value: Any, annotation: str, where: str) -> Any:
 def _known(data: Mapping[str, Any], known: set[str], where: str) -> None:
     for key in data:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; '{near[0]}' was probably meant" if near else ""
-            raise SettingsError(f"{where} has an unknown key '{key}'{hint}.")
+            raise SettingsError(f"{where} has an unknown key '{key}'{hint(key, known)}.")
 
 
 def _check(settings: Settings, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pydicom.datadict import dictionary_VR, keyword_dict, tag_for_keyword
 from segnode_contract.condition import TESTS, Clause, clauses
 from segnode_contract.errors import SettingsError
 from segnode_contract.settings import Route, load_settings
+from segnode_contract.spelling import hint
 from segnode_models.registry import builtin_cards
 
 _NUMBERS = ("DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV")
@@ -57,7 +57,7 @@ def check_routes(config: Path) -> list[Complaint]:
 def _complaints(route: Route) -> Iterator[str]:
     models = tuple(card.name for card, _ in builtin_cards())
     if route.model not in models:
-        yield f"wants the model '{route.model}', which is not here{_hint(route.model, models)}."
+        yield f"wants the model '{route.model}', which is not here{hint(route.model, models)}."
     if route.where is not None:
         for clause in clauses(route.where):
             yield from _about_attribute(clause)
@@ -69,7 +69,7 @@ def _about_attribute(clause: Clause) -> Iterator[str]:
     *path, last = clause.subject.split(".")
     for keyword in (*path, last):
         if tag_for_keyword(keyword) is None:
-            meant = _hint(keyword, _KEYWORDS)
+            meant = hint(keyword, _KEYWORDS)
             yield f"where asks for '{keyword}', which DICOM does not know{meant}."
             return
     for keyword in path:
@@ -123,8 +123,3 @@ def _without_comment(line: str) -> str:
         if sign == "#" and not quoted:
             return line[:place]
     return line
-
-
-def _hint(word: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; '{near[0]}' was probably meant" if near else ""
