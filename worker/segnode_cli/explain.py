@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from segnode_cli.jobs import ledger_of
-from segnode_cli.listing import open_listing
-from segnode_cli.node import read_environment
+from segnode_cli.listing import Listing, administrator
+from segnode_cli.node import node_variables
 from segnode_cli.routes import check_routes
 from segnode_cli.show import console, say
 from segnode_contract.errors import SetupError
 from segnode_contract.ledger import IntakeLedger
+from segnode_contract.settings import load_settings
 from segnode_plugin.facts import series_facts
 from segnode_plugin.routing import verdict
 
@@ -39,7 +40,7 @@ class Explained:
 def print_explanation(data: Path, study_uid: str, as_json: bool) -> None:
     """Print, for the node in `data`, what its routes say of a study as it lies in the archive."""
     rows = explain(data, study_uid)
-    config = Path(read_environment(data)["SEGNODE_CONFIG"])
+    config = Path(node_variables(data)["SEGNODE_CONFIG"])
     if check_routes(config):
         say(
             f"There are faults in {config}: `segnode routes check --config {config}`; until they "
@@ -66,7 +67,9 @@ def explain(data: Path, study_uid: str) -> list[Explained]:
     ArchiveUnavailable, LedgerUnavailable, SettingsError
         If one of them cannot be read.
     """
-    listing, settings = open_listing(data)
+    known = node_variables(data)
+    settings = load_settings(Path(known["SEGNODE_CONFIG"]))
+    listing = Listing(administrator(settings, known))
     rows = []
     with ledger_of(data) as ledger:
         intake = IntakeLedger(ledger)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.table import Column, Table
 
-from segnode_cli.node import read_environment
+from segnode_cli.node import node_variables, read_environment
 from segnode_cli.show import console, say
 from segnode_contract.errors import SetupError
 from segnode_contract.job import RETRIED
@@ -37,10 +37,8 @@ def ledger_of(data: Path) -> Iterator[Ledger]:
     SetupError
         If there is no node.
     """
-    url = (read_environment(data) or os.environ).get("SEGNODE_LEDGER_URL")
-    if url is None:
-        raise SetupError(f"There is no node in {data}; start one with `segnode up`, or say --data.")
-    ledger = Ledger.open(url)
+    there = os.environ.get("SEGNODE_LEDGER_URL") if not read_environment(data) else None
+    ledger = Ledger.open(there or node_variables(data)["SEGNODE_LEDGER_URL"])
     try:
         yield ledger
     finally:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import urllib3
 
-from segnode_cli.node import read_environment
 from segnode_contract.errors import ArchiveUnavailable, SetupError
-from segnode_contract.settings import Settings, load_settings
+from segnode_contract.settings import Settings
 from segnode_worker.archive import trust_in
 
 _PAGE = 200
@@ -32,35 +30,35 @@ class ListedSeries:
     instance_count: int
 
 
-def open_listing(data: Path) -> tuple[Listing, Settings]:
-    """Return the archive of the node in `data`, and the node's settings.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """An administrator at the archive of a node."""
+
+    url: str
+    """Of its DICOMweb."""
+    user: str
+    password: str
+    certificate: str
+    """PEM file that it is trusted by, empty for the public authorities."""
+
+
+def administrator(settings: Settings, known: Mapping[str, str]) -> Login:
+    """Return the first administrator that has a password in the node's variables.
 
     Raises
     ------
     SetupError
-        If there is no node, or no password of an administrator.
-    """
-    known = read_environment(data)
-    if "SEGNODE_ARCHIVE_URL" not in known:
-        raise SetupError(f"There is no node in {data}; start one with `segnode up`, or say --data.")
-    settings = load_settings(Path(known["SEGNODE_CONFIG"]))
-    user, password = administrator(settings, known)
-    url, certificate = known["SEGNODE_ARCHIVE_URL"], known.get("SEGNODE_ARCHIVE_CERTIFICATE", "")
-    return Listing(url.removesuffix("/dicom-web"), user, password, certificate), settings
-
-
-def administrator(settings: Settings, known: Mapping[str, str]) -> tuple[str, str]:
-    """Return name and password of an administrator, from the node's variables.
-
-    Raises
-    ------
-    SetupError
-        If none has a password.
+        If none has.
     """
     for user in settings.users:
         password = known.get(f"SEGNODE_PASSWORD_{user.name.upper()}")
         if user.role == "administrator" and password:
-            return user.name, password
+            return Login(
+                url=known["SEGNODE_ARCHIVE_URL"],
+                user=user.name,
+                password=password,
+                certificate=known.get("SEGNODE_ARCHIVE_CERTIFICATE", ""),
+            )
     raise SetupError(
         "The node's file `environment` has no password of an administrator; start the node again."
     )
@@ -69,11 +67,11 @@ def administrator(settings: Settings, known: Mapping[str, str]) -> tuple[str, st
 class Listing:
     """Orthanc's own REST interface, reading only."""
 
-    def __init__(self, url: str, user: str, password: str, certificate: str) -> None:
-        trust = trust_in(certificate)
-        self._url = url.rstrip("/")
+    def __init__(self, login: Login) -> None:
+        trust = trust_in(login.certificate)
+        self._url = login.url.removesuffix("/dicom-web").rstrip("/")
         self._headers = urllib3.make_headers(
-            basic_auth=f"{user}:{password}", accept_encoding="identity"
+            basic_auth=f"{login.user}:{login.password}", accept_encoding="identity"
         )
         self._pool = urllib3.PoolManager(
             ssl_context=trust,

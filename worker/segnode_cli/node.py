@@ -129,6 +129,20 @@ def read_environment(data: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
+def node_variables(data: Path) -> dict[str, str]:
+    """Return the variables of the node in `data`.
+
+    Raises
+    ------
+    SetupError
+        If there is no node.
+    """
+    known = read_environment(data)
+    if not known:
+        raise SetupError(f"There is no node in {data}; start one with `segnode up`, or say --data.")
+    return known
+
+
 def write_secret(path: Path, text: str) -> None:
     """Write a file that only its owner reads."""
     new = path.with_name(path.name + ".new")

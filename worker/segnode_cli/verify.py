@@ -19,14 +19,14 @@ from typing import Any
 from pydicom import dcmread
 from sqlalchemy import Row, select
 
-from segnode_cli.listing import ListedSeries, Listing, administrator, open_listing
-from segnode_cli.node import read_environment
+from segnode_cli.listing import ListedSeries, Listing, administrator
+from segnode_cli.node import node_variables
 from segnode_cli.show import say
-from segnode_contract.errors import SetupError
 from segnode_contract.identity import derived_uid
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState
 from segnode_contract.ledger import Ledger, schema
 from segnode_contract.ledger.clock import now_s
+from segnode_contract.settings import load_settings
 from segnode_worker.archive import DicomWebArchive
 
 _DERIVED = ("SEG", "SR")
@@ -105,13 +105,11 @@ def compare(data: Path) -> Comparison:
     ArchiveUnavailable, LedgerUnavailable
         If one of both does not answer.
     """
-    known = read_environment(data)
-    if "SEGNODE_LEDGER_URL" not in known:
-        raise SetupError(f"There is no node in {data}; start one with `segnode up`, or say --data.")
-    listing, settings = open_listing(data)
-    user, password = administrator(settings, known)
-    url, certificate = known["SEGNODE_ARCHIVE_URL"], known.get("SEGNODE_ARCHIVE_CERTIFICATE", "")
-    archive = DicomWebArchive(url, user, password, certificate=certificate)
+    known = node_variables(data)
+    settings = load_settings(Path(known["SEGNODE_CONFIG"]))
+    login = administrator(settings, known)
+    listing = Listing(login)
+    archive = DicomWebArchive(login.url, login.user, login.password, certificate=login.certificate)
     ledger = Ledger.open(known["SEGNODE_LEDGER_URL"])
     compared = Comparison()
     try:
