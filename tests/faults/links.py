@@ -216,7 +216,7 @@ def _other_pixels(body: bytes) -> bytes:
 
 
 class SlowLink:
-    """Forwards TCP to Redis; every piece waits for `delay_s`, and nothing passes while `cut`."""
+    """Forwards TCP; every piece waits for `delay_s`, and nothing passes while `cut`."""
 
     def __init__(self, port: int) -> None:
         self._target = port

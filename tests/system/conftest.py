@@ -6,12 +6,16 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext
 
-from segnode_cli.node import VIEWER
+from segnode_cli.node import VIEWER, Node, prepare
+from segnode_cli.supervise import check_programs, running
+from segnode_contract.errors import SetupError
+from segnode_contract.settings import load_settings
 
 from .browser import CHROMIUM, Viewer, logged_in, open_viewer, running_chromium
 from .viewer_node import PLUGINS, ViewerNode, running_node
@@ -24,6 +28,20 @@ def need(present: object, what: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"{what}; `make test` installs it")
     pytest.skip(f"{what}; `make test` installs it")
+
+
+@contextmanager
+def whole_node(folder: Path, words: str, workers: int) -> Iterator[Node]:
+    """Run a node with these words in its settings file, as `segnode up` starts it."""
+    try:
+        check_programs()
+    except SetupError as error:
+        need(False, error.sentence)
+    config = folder / "segnode.toml"
+    config.write_text(words)
+    node = prepare(folder / "node", config, load_settings(config))
+    with running(node, workers, print):
+        yield node
 
 
 @pytest.fixture(scope="session")

@@ -32,18 +32,15 @@ from sqlalchemy import select
 
 from segnode_cli.ct_series import as_file, ct_series
 from segnode_cli.jobs import ledger_of, view_of
-from segnode_cli.node import CONFIG, Node, prepare
+from segnode_cli.node import CONFIG, Node
 from segnode_cli.phantom import chest_phantom
 from segnode_cli.send import Peer, send_paths
-from segnode_cli.supervise import check_programs, running
-from segnode_contract.errors import SetupError
 from segnode_contract.job import OPEN_STATES
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.view import JobRow
-from segnode_contract.settings import load_settings
 from segnode_worker.multipart import body
 
-from .conftest import need
+from .conftest import whole_node
 
 NAME = "CANARY^Name"
 SPACING_MM = (3.0, 1.5, 1.25)
@@ -63,15 +60,9 @@ HOSTILE = {
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory, viewer_dist: Path) -> Iterator[Node]:
     """A node with one route, as `segnode up` starts it."""
-    try:
-        check_programs()
-    except SetupError as error:
-        need(False, error.sentence)
-    config = tmp_path_factory.mktemp("config") / "segnode.toml"
     demo = (CONFIG / "demo.toml").read_text()
-    config.write_text(demo[: demo.index('[[routes]]\nname = "lung density"')])
-    node = prepare(tmp_path_factory.mktemp("node"), config, load_settings(config))
-    with running(node, 2, print):
+    words = demo[: demo.index('[[routes]]\nname = "lung density"')]
+    with whole_node(tmp_path_factory.mktemp("node"), words, 2) as node:
         yield node
 
 

@@ -8,21 +8,18 @@ import json
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pydicom import Dataset
 
 from segnode_cli.ct_series import ct_series
-from segnode_cli.node import CONFIG, Node, prepare
+from segnode_cli.node import CONFIG, Node
 from segnode_cli.phantom import chest_phantom
 from segnode_cli.servers import program
-from segnode_cli.supervise import check_programs, running
-from segnode_contract.errors import SetupError
-from segnode_contract.settings import load_settings
 
-from .conftest import need
+from .conftest import whole_node
 from .test_road import send_and_wait
 
 ROUTES = """
@@ -41,16 +38,9 @@ where.all = [
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    try:
-        check_programs()
-    except SetupError as error:
-        need(False, error.sentence)
-    folder = tmp_path_factory.mktemp("routes")
     demo = (CONFIG / "demo.toml").read_text()
-    config = folder / "segnode.toml"
-    config.write_text(demo[: demo.index("[[routes]]")] + ROUTES)
-    node = prepare(folder / "node", config, load_settings(config))
-    with running(node, 1, print):
+    words = demo[: demo.index("[[routes]]")] + ROUTES
+    with whole_node(tmp_path_factory.mktemp("routes"), words, 1) as node:
         yield node
 
 
@@ -115,16 +105,21 @@ def test_a_changed_file_is_followed_and_a_broken_one_is_told_of(node: Node, tmp_
     [job] = send_and_wait(node, series, tmp_path, count=1)
     assert job.state == "done"
     config.write_text(before.replace("SeriesDescription", "SeriesDescripton"))
-    assert "'SeriesDescripton', which DICOM does not know" in first_page(node)
+    wait_for_page(node, lambda page: "'SeriesDescripton', which DICOM does not know" in page)
     config.write_text(before)
-    assert "DICOM does not know" not in first_page(node)
+    wait_for_page(node, lambda page: "DICOM does not know" not in page)
 
 
-def first_page(node: Node) -> str:
-    time.sleep(3)  # for the plugin to look
+def wait_for_page(node: Node, holds: Callable[[str], bool]) -> None:
     word = base64.b64encode(f"viewer:{node.passwords['viewer']}".encode()).decode()
     asked = urllib.request.Request(
         f"{node.url}/segnode/", headers={"Authorization": f"Basic {word}"}
     )
-    with urllib.request.urlopen(asked, timeout=30) as answer:
-        return html.unescape(answer.read().decode())
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            page = html.unescape(answer.read().decode())
+        if holds(page):
+            return
+        time.sleep(0.3)
+    raise AssertionError(page)

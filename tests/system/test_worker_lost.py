@@ -15,16 +15,13 @@ from sqlalchemy import text
 
 from segnode_cli.ct_series import ct_series
 from segnode_cli.jobs import ledger_of, view_of
-from segnode_cli.node import CONFIG, Node, prepare
+from segnode_cli.node import CONFIG, Node
 from segnode_cli.phantom import Phantom, chest_phantom
 from segnode_cli.send import Peer, send_paths
 from segnode_cli.servers import program
-from segnode_cli.supervise import check_programs, running
-from segnode_contract.errors import SetupError
 from segnode_contract.ledger.view import Job, JobRow
-from segnode_contract.settings import load_settings
 
-from .conftest import need
+from .conftest import whole_node
 
 SHORT = {
     "quiet_s = 5 ": "quiet_s = 1 ",
@@ -35,19 +32,11 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    try:
-        check_programs()
-    except SetupError as error:
-        need(False, error.sentence)
-    folder = tmp_path_factory.mktemp("lost")
     words = (CONFIG / "segnode.toml").read_text()
     for usual, short in SHORT.items():
         assert usual in words
         words = words.replace(usual, short)
-    (folder / "segnode.toml").write_text(words)
-    config = folder / "segnode.toml"
-    node = prepare(folder / "node", config, load_settings(config))
-    with running(node, 2, print):
+    with whole_node(tmp_path_factory.mktemp("lost"), words, 2) as node:
         yield node
 
 
