@@ -6,6 +6,7 @@ The first fork is the one the queue asks about: would trying again help?
     ├── TransientError                 trying again may help
     │   ├── ArchiveUnavailable         no answer, or an answer that says "later"
     │   ├── SeriesChanged              the archive gave other images than the job was made for
+    │   ├── PriorMissing               the result on which the job builds is not there now
     │   ├── BrokerUnavailable          Redis does not take the ring
     │   ├── LedgerUnavailable          the database does not answer
     │   ├── ModelProcessDied           the model process ended under a job
@@ -19,6 +20,7 @@ The first fork is the one the queue asks about: would trying again help?
         ├── UnknownModel               no worker has announced the model
         ├── UnsuitableSeries           the images cannot carry this model
         ├── BrokenInstance             an image does not parse or decode
+        ├── ImagesChanged              other images stand under UIDs that have their result
         ├── ModelFailed                the model raised
         ├── ModelTimeLimit             the model ran past the limit on its card
         ├── StageTimeLimit             another stage ran past its limit
@@ -119,6 +121,15 @@ class SeriesChanged(TransientError):
     code = "series-changed"
     patience_s = 2 * 3600.0
     """By then the new content has its job: intake reads the whole archive every hour."""
+
+
+class PriorMissing(TransientError):
+    code = "prior-missing"
+    patience_s = 2 * 3600.0
+
+
+class ImagesChanged(PermanentError):
+    code = "images-changed"
 
 
 class ModelFailed(PermanentError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 
 class JobState(StrEnum):
@@ -24,6 +24,14 @@ class JobState(StrEnum):
 OPEN_STATES = (JobState.WAITING, JobState.QUEUED, JobState.RUNNING)
 RETRIED = (JobState.FAILED, JobState.DEAD, JobState.CANCELLED)
 """States out of which a job is tried again by an act only."""
+
+
+class Priority(IntEnum):
+    """In which order waiting jobs are taken."""
+
+    STAT = 0
+    ROUTINE = 1
+    BACKGROUND = 2
 
 
 class Stage(StrEnum):
@@ -57,6 +65,15 @@ class NewJob:
     model_digest: str
     lane: str
     last_instance_at: float
+    priority: Priority = Priority.ROUTINE
+    roles: tuple[str, ...] = ()
+    """What each series is to the model, where it takes several."""
+    builds_on: str = ""
+    """Key of the job whose result the model builds on."""
+    alone: bool = False
+    """Whether it is to be the only job of its route in the study."""
+    shadow: bool = False
+    """Whether its result is kept out of the archive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +92,11 @@ class Claim:
     model_digest: str
     created_at: float
     """Seconds since 1970, UTC, by the ledger's clock; the result carries this date."""
+    roles: tuple[str, ...]
+    builds_on: str
+    shadow: bool
+    input_digest: str
+    """Of the images that an earlier run saw, empty for none."""
     thrifty: bool
     """The last run had not enough memory: use the model's smaller profile."""
 

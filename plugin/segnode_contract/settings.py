@@ -8,13 +8,15 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segnode_contract.condition import Condition, read_condition
+from segnode_contract.condition import read_condition
 from segnode_contract.errors import SettingsError
+from segnode_contract.route import PriorityRule, RequiredSeries, Route, check_routes
 from segnode_contract.spelling import hint
 
 T = TypeVar("T")
 
 _LONGEST_STOP_S = 50.0
+_DAY_H = 24.0
 ROLES = ("administrator", "viewer", "worker")
 
 
@@ -38,6 +40,8 @@ class Listen:
 class Intake:
     quiet_s: float = 5.0
     """A series is complete when no instance came for this long."""
+    study_quiet_s: float = 30.0
+    """A study is complete when no instance came to any of its series for this long."""
     rescan_s: float = 3600.0
     """How often the archive's list of series is compared with the ledger's."""
     rescan_days: float = 3.0
@@ -85,22 +89,21 @@ class Dicom:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """Send series that satisfy every condition to `model`."""
+class Background:
+    """When background work is done."""
 
-    name: str
-    model: str
-    modality: str
-    min_instances: int = 1
-    body_parts: tuple[str, ...] = ()
-    """Body Part Examined must be one of these; empty takes any."""
-    derived: bool = False
-    """Take derived series too: reformatted, projected, captured."""
-    copies: bool = False
-    """Take anonymised or modified copies made in Orthanc too."""
-    where: Condition | None = None
-    """What else must hold, see `condition`."""
-    lane: str = "default"
+    one_in: int = 10
+    """Of so many jobs one is background work, while routine work waits too."""
+    from_hour: float = 0.0
+    """Background work begins between these hours only, in the workers' time zone; the window may
+    hold midnight."""
+    to_hour: float = 24.0
+
+    def open_at(self, hour: float) -> bool:
+        """Return whether background work may begin at this hour of the day."""
+        if self.from_hour <= self.to_hour:
+            return self.from_hour <= hour < self.to_hour
+        return hour >= self.from_hour or hour < self.to_hour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +118,8 @@ class Settings:
     users: tuple[User, ...]
     modalities: tuple[Modality, ...]
     routes: tuple[Route, ...]
+    priorities: tuple[PriorityRule, ...] = ()
+    background: Background = Background()
 
     def role(self, user: str) -> str | None:
         """Return the role of `user`, or None for a stranger."""
@@ -173,6 +178,8 @@ def load_settings(path: Path) -> Settings:
         users=many("users", User),
         modalities=many("modalities", Modality),
         routes=many("routes", Route),
+        priorities=many("priorities", PriorityRule),
+        background=one("background", Background),
     )
     _check(settings, path)
     return settings
@@ -213,8 +220,13 @@ def _read(kind: type[T], data: Any, where: str) -> T:
 
 
 def _value(value: Any, annotation: str, where: str) -> Any:
-    if annotation == "Condition | None":
+    if annotation.startswith("Condition"):
         return read_condition(value, where)
+    if annotation == "tuple[RequiredSeries, ...]":
+        if not isinstance(value, list):
+            raise SettingsError(f"{where} is {value!r}; [[routes.series]] tables are needed.")
+        items = enumerate(value, 1)
+        return tuple(_read(RequiredSeries, item, f"{where} {number}") for number, item in items)
     if annotation == "float" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if annotation == "tuple[float, ...]":
@@ -248,13 +260,21 @@ def _check(settings: Settings, path: Path) -> None:
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise SettingsError(f"{path}: two {what} are called '{min(twice)}'.")
+    try:
+        check_routes(settings.routes, settings.priorities)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error.sentence}") from error
     loopback = settings.listen.host in ("127.0.0.1", "::1", "localhost")
     if not (loopback or settings.listen.certificate or settings.listen.insecure):
         raise SettingsError(
             f"{path}: [listen] host is {settings.listen.host}, which others can reach, without "
             "encryption; set certificate to a PEM file, or insecure = true if you accept that."
         )
-    for table in (settings.intake, settings.limits):
+    _check_numbers(settings, path)
+
+
+def _check_numbers(settings: Settings, path: Path) -> None:
+    for table in (settings.intake, settings.limits, settings.background):
         for field in fields(table):
             value = getattr(table, field.name)
             if min(value if isinstance(value, tuple) else (value,)) < 0:
@@ -266,3 +286,13 @@ def _check(settings: Settings, path: Path) -> None:
         )
     if settings.limits.lease_s == 0:
         raise SettingsError(f"{path}: lease_s is 0; a worker needs time to say that it lives.")
+    hours = settings.background
+    if max(hours.from_hour, hours.to_hour) > _DAY_H or hours.from_hour == hours.to_hour:
+        raise SettingsError(
+            f"{path}: [background] is open from {hours.from_hour:g} to {hours.to_hour:g}, which is "
+            "no window of a day; 20 to 6 is one, and 0 to 24 is the whole day."
+        )
+    if hours.one_in < 2:
+        raise SettingsError(
+            f"{path}: [background] one_in is {hours.one_in}; with fewer than 2 nothing else runs."
+        )

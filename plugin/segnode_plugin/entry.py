@@ -48,7 +48,7 @@ def start(orthanc: Any) -> None:
 
     intake = Intake(archive, IntakeLedger(ledger), settings, routes)
     dispatch = Dispatch(
-        OutboxLedger(ledger, settings.limits),
+        OutboxLedger(ledger, settings.limits, settings.background),
         LeaseLedger(ledger, settings.limits),
         CeleryBell(connections.broker_url),
         settings.limits.lease_s,

@@ -30,6 +30,7 @@ class SeriesFacts:
     """One series, as far as routes ask."""
 
     study_uid: str
+    study_orthanc_id: str
     series_uid: str
     modality: str
     body_part: str
@@ -63,6 +64,7 @@ def series_facts(index: Index, orthanc_id: str) -> SeriesFacts | None:
     series_uid = _uid(series, "SeriesInstanceUID")
     return SeriesFacts(
         study_uid=_uid(study, "StudyInstanceUID"),
+        study_orthanc_id=series["ParentStudy"],
         series_uid=series_uid,
         modality=_text(tags, "Modality"),
         body_part=_text(tags, "BodyPartExamined"),

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
 from segnode_contract.errors import SegnodeError
 from segnode_contract.ledger import IntakeLedger
-from segnode_contract.ledger.intake import Decision, QuietSeries
-from segnode_contract.settings import Route, Settings
+from segnode_contract.ledger.intake import (
+    Decision,
+    OpenStudy,
+    QuietSeries,
+    SeriesOfStudy,
+    StudyDecision,
+)
+from segnode_contract.route import Route
+from segnode_contract.settings import Settings
+from segnode_plugin.deciding import Arrived, Known, decide
 from segnode_plugin.facts import Index, SeriesFacts, series_facts
-from segnode_plugin.routing import new_job, verdict
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +30,11 @@ _NEVER = float("-inf")
 _TICK_S = 2.0
 """Deciding on a long row of series is broken off after this long, for changes that came since."""
 _ASK_AGAIN_S = 5.0
-"""How often a series that waits for a model, or cannot be read, is looked at."""
+"""How often a series that waits for a model, or cannot be read, is looked at; a study too."""
+_STUDY_AGAIN_S = 0.5
+"""How soon a study is looked at again of which an image may just have come."""
+_FACTS_KEPT = 1000
+"""Facts of so many series are kept for the decision on their study."""
 
 
 class Archive(Index, Protocol):
@@ -54,6 +66,10 @@ class Intake:
         """Series that stay undecided, and when they were looked at."""
         self._unread: set[str] = set()
         """Instances that the archive could not read when they came."""
+        self._facts: dict[str, tuple[float, SeriesFacts]] = {}
+        """By Orthanc id, with the time of the last instance; for their study's decision."""
+        self._look_at: dict[OpenStudy, float] = {}
+        """When undecided studies are looked at next."""
         self._rescan_at = _NEVER
 
     def tick(self) -> None:
@@ -73,20 +89,26 @@ class Intake:
             if time.monotonic() > enough:
                 return  # new changes first
             if time.monotonic() - self._asked[one] >= _ASK_AGAIN_S:
-                self._try_to_decide(archive_id, one)
+                first = self._asked[one] == _NEVER
+                self._asked[one] = time.monotonic()
+                with _apart("series not decided", one.orthanc_id, told=not first):
+                    self._decide(archive_id, one)
+        self._decide_studies(archive_id, enough)
 
-    def _try_to_decide(self, archive_id: str, quiet: QuietSeries) -> None:
-        first = self._asked[quiet] == _NEVER
-        self._asked[quiet] = time.monotonic()
-        try:
-            self._decide(archive_id, quiet)
-        except SegnodeError:
-            raise
-        except Exception as error:  # one series that cannot be read must not hold the others
-            if first:
-                # its text may quote a DICOM file
-                about = {"orthanc_id": quiet.orthanc_id, "error": type(error).__name__}
-                log.warning("series not decided", extra=about)
+    def _decide_studies(self, archive_id: str, enough: float) -> None:
+        studies = self._ledger.open_studies(archive_id)
+        self._look_at = {one: self._look_at.get(one, _NEVER) for one in studies}
+        if not studies or len(self._facts) > _FACTS_KEPT:
+            self._facts.clear()
+        for one in studies:
+            if time.monotonic() > enough:
+                return
+            if time.monotonic() >= self._look_at[one]:
+                first = self._look_at[one] == _NEVER
+                self._look_at[one] = time.monotonic() + _ASK_AGAIN_S
+                with _apart("study not decided", one.orthanc_id, told=not first):
+                    again_s = self._decide_study(archive_id, one)
+                    self._look_at[one] = time.monotonic() + again_s
 
     def _rescan(self, archive_id: str) -> None:
         """Find series and instances whose changes were never read."""
@@ -114,7 +136,7 @@ class Intake:
         if cursor is None:
             every = self._archive.get("/series")
             log.info("archive read from the start", extra={"series": len(every)})
-            self._ledger.note(archive_id, last, every)
+            self._ledger.note(archive_id, last, every, backlog=True)
             return
         if cursor > last:  # changes, or the newest resources, were deleted
             self._ledger.note(archive_id, last, [])
@@ -169,34 +191,107 @@ class Intake:
         if facts is None:
             self._ledger.forget(archive_id, quiet.orthanc_id)
             return
-        for key in self._ledger.decide(archive_id, self._decision(quiet, facts)):
+        self._facts[quiet.orthanc_id] = (quiet.last_instance_at, facts)
+        arrived = Arrived(
+            series=(facts,),
+            trigger="series",
+            last_instance_at=quiet.last_instance_at,
+            backlog=quiet.backlog,
+        )
+        known = self._known()
+        outcome = decide(arrived, known)
+        whole = any(route.trigger == "study" for route in known.routes)
+        self._log(
+            self._ledger.decide(
+                archive_id,
+                Decision(
+                    orthanc_id=quiet.orthanc_id,
+                    last_instance_at=quiet.last_instance_at,
+                    study_uid=facts.study_uid,
+                    series_uid=facts.series_uid,
+                    instance_count=len(facts.instance_uids),
+                    verdicts=tuple(outcome.verdicts[0]),
+                    jobs=tuple(outcome.jobs),
+                    final=not outcome.waits,
+                    study=facts.study_orthanc_id if whole else "",
+                ),
+            )
+        )
+
+    def _known(self) -> Known:
+        return Known(
+            routes=self._routes(),
+            priorities=self._settings.priorities,
+            models=self._ledger.models(self._settings.limits.lease_s),
+            ours=self._ledger.own_series,
+        )
+
+    def _decide_study(self, archive_id: str, study: OpenStudy) -> float:
+        """Decide by the routes that want the whole study; return when to look again."""
+        listed = self._archive.get(f"/studies/{study.orthanc_id}")
+        if listed is None:
+            self._ledger.forget_study(archive_id, study.orthanc_id)
+            return 0.0
+        noted = self._ledger.series_of_study(archive_id, listed["Series"])
+        idle_s = min((one.idle_s for one in noted), default=0.0)
+        quiet_s = max(self._settings.intake.study_quiet_s, self._settings.intake.quiet_s)
+        if idle_s < quiet_s or len(noted) < len(listed["Series"]):
+            return max(quiet_s - idle_s, _STUDY_AGAIN_S)
+        found = [(one, self._facts_of(one)) for one in noted]
+        there = [
+            (one.orthanc_id, facts)
+            for one, facts in found
+            if facts is not None and not self._ledger.own_series(facts.series_uid)
+        ]
+        arrived = Arrived(
+            series=tuple(facts for _, facts in there),
+            trigger="study",
+            last_instance_at=max(one.last_instance_at for one in noted),
+            idle_s=idle_s,
+            backlog=all(one.backlog for one in noted),
+        )
+        outcome = decide(arrived, self._known())
+        self._log(
+            self._ledger.decide_study(
+                archive_id,
+                StudyDecision(
+                    orthanc_id=study.orthanc_id,
+                    changed_at=study.changed_at,
+                    verdicts={
+                        orthanc_id: tuple(verdicts)
+                        for (orthanc_id, _), verdicts in zip(there, outcome.verdicts, strict=True)
+                    },
+                    jobs=tuple(outcome.jobs),
+                    final=not outcome.waits,
+                ),
+            )
+        )
+        if not outcome.waits:
+            for one in noted:
+                self._facts.pop(one.orthanc_id, None)
+        return _ASK_AGAIN_S
+
+    def _facts_of(self, one: SeriesOfStudy) -> SeriesFacts | None:
+        """Return a series' facts, those of its own decision where nothing came since."""
+        at, facts = self._facts.get(one.orthanc_id, (0.0, None))
+        if facts is None or at != one.last_instance_at:
+            return series_facts(self._archive, one.orthanc_id)
+        others = len(self._archive.series_named(facts.series_uid)) - 1 if facts.series_uid else 0
+        return replace(facts, namesakes=max(others, 0))
+
+    def _log(self, keys: Iterable[str]) -> None:
+        for key in keys:
             log.info("job queued", extra={"job_key": key})
 
-    def _decision(self, quiet: QuietSeries, facts: SeriesFacts) -> Decision:
-        routes = self._routes()
-        verdicts = tuple(verdict(route, facts) for route in routes)
-        if self._ledger.own_series(facts.series_uid):
-            verdicts = tuple(replace(v, taken=False, reason="a result of ours") for v in verdicts)
-        models = self._ledger.models(self._settings.limits.lease_s)
-        present = {route.name for route in routes if route.model in models}
-        waits = [v.route for v in verdicts if v.taken and v.route not in present]
-        verdicts = tuple(
-            replace(v, reason="waits: no worker has announced the model") if v.route in waits else v
-            for v in verdicts
-        )
-        taken = [n for n, v in enumerate(verdicts) if v.taken and v.route in present]
-        return Decision(
-            orthanc_id=quiet.orthanc_id,
-            last_instance_at=quiet.last_instance_at,
-            study_uid=facts.study_uid,
-            series_uid=facts.series_uid,
-            instance_count=len(facts.instance_uids),
-            verdicts=verdicts,
-            jobs=tuple(
-                new_job(
-                    routes[rank], rank, facts, models[routes[rank].model], quiet.last_instance_at
-                )
-                for rank in taken
-            ),
-            final=not waits,
-        )
+
+@contextmanager
+def _apart(what: str, orthanc_id: str, *, told: bool) -> Iterator[None]:
+    """Keep one resource that cannot be read from holding the others up."""
+    try:
+        yield
+    except SegnodeError:
+        raise
+    except Exception as error:  # Orthanc's own; its text may quote a DICOM file
+        if not told:
+            about = {"orthanc_id": orthanc_id, "error": type(error).__name__}
+            log.warning(what, extra=about)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from segnode_contract.condition import clauses
 from segnode_contract.errors import SettingsError
-from segnode_contract.settings import Route, Settings, load_settings
+from segnode_contract.route import Route
+from segnode_contract.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
 

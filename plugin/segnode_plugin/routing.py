@@ -1,13 +1,11 @@
-"""Which routes take a series, and why the others do not."""
+"""Whether a route takes a series, and if not, why."""
 
 from __future__ import annotations
 
 import re
 
-from segnode_contract.identity import content_digest, job_key
-from segnode_contract.job import NewJob
-from segnode_contract.ledger.intake import AnnouncedModel, Verdict
-from segnode_contract.settings import Route
+from segnode_contract.ledger.intake import Verdict
+from segnode_contract.route import Route
 from segnode_plugin.clauses import refusal
 from segnode_plugin.facts import SeriesFacts
 
@@ -82,30 +80,3 @@ def _derivation(facts: SeriesFacts) -> str | None:
         if _REFORMATTED.search(value):
             return f"Image Type says {value[:16]}"
     return None
-
-
-def new_job(
-    route: Route, rank: int, facts: SeriesFacts, model: AnnouncedModel, last_instance_at: float
-) -> NewJob:
-    """Make the job of a route that took the series."""
-    return NewJob(
-        key=job_key(
-            series_uids=[facts.series_uid],
-            instance_uids=facts.instance_uids,
-            model=model.name,
-            model_digest=model.digest,
-            parameters={},
-            form="BINARY",
-        ),
-        study_uid=facts.study_uid,
-        series_uids=(facts.series_uid,),
-        content=content_digest(facts.instance_uids),
-        instance_count=len(facts.instance_uids),
-        route=route.name,
-        route_rank=rank,
-        model=model.name,
-        model_version=model.version,
-        model_digest=model.digest,
-        lane=route.lane,
-        last_instance_at=last_instance_at,
-    )

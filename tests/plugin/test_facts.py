@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView
-from segnode_contract.settings import Route
+from segnode_contract.route import Route
 from segnode_plugin.facts import SeriesFacts, series_facts
 from segnode_plugin.intake import Intake
 from segnode_plugin.routing import verdict

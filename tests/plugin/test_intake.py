@@ -10,7 +10,8 @@ from sqlalchemy import text
 from segnode_contract.findings import Findings
 from segnode_contract.job import ResultObject
 from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView, WorkerLedger, WorkLedger
-from segnode_contract.settings import Dicom, Limits, Listen, Node, Route, Settings
+from segnode_contract.route import Route
+from segnode_contract.settings import Dicom, Limits, Listen, Node, Settings
 from segnode_contract.settings import Intake as IntakeSettings
 from segnode_plugin.intake import Intake
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from segnode_contract.settings import Route, load_settings
+from segnode_contract.route import Route
+from segnode_contract.settings import load_settings
 from segnode_plugin.facts import SeriesFacts
 from segnode_plugin.routing import verdict
 
@@ -25,6 +26,7 @@ def routes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Route, ...]:
 
 
 CHEST = SeriesFacts(
+    study_orthanc_id="s",
     study_uid="1.2",
     series_uid="1.2.3",
     modality="CT",

@@ -11,7 +11,8 @@ from pydicom.datadict import dictionary_VR, keyword_dict, tag_for_keyword
 
 from segnode_contract.condition import TESTS, Clause, clauses
 from segnode_contract.errors import SettingsError
-from segnode_contract.settings import Route, load_settings
+from segnode_contract.route import Route
+from segnode_contract.settings import load_settings
 from segnode_contract.spelling import hint
 from segnode_models.registry import builtin_cards
 

@@ -146,6 +146,7 @@ def _read(ledger: Ledger) -> _State:
         job.c.study_uid,
         job.c.series_uids,
         job.c.model,
+        job.c.shadow,
         job.c.lease_owner,
         job.c.lease_until,
     )
@@ -168,7 +169,7 @@ def _compare_jobs(state: _State, lease_s: float, compared: Comparison) -> None:
         objects[result.job_key].append(result)
     done = defaultdict(list)
     for key, job in state.jobs.items():
-        if job.state == JobState.DONE:
+        if job.state == JobState.DONE and not job.shadow:
             done[job.archive_id, job.series_uids, job.model].append(key)
             unproved = sum(result.confirmed_at is None for result in objects[key])
             if unproved or not objects[key]:

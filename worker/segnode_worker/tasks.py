@@ -156,7 +156,7 @@ def _the_tools() -> Tools:
         ledger = Ledger.open(connections.ledger_url)
         _tools = Tools(
             settings=settings,
-            work=WorkLedger(ledger, child_name(), settings.limits),
+            work=WorkLedger(ledger, child_name(), settings.limits, settings.background),
             archive=DicomWebArchive(
                 connections.archive_url,
                 connections.archive_user,

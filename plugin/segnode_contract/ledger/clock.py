@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Double
+from sqlalchemy import Connection, Double, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -24,3 +25,9 @@ def _sqlite(element: now_s, compiler: Any, **options: Any) -> str:
 @compiles(now_s, "postgresql")
 def _postgresql(element: now_s, compiler: Any, **options: Any) -> str:
     return "extract(epoch from clock_timestamp())::float8"
+
+
+def local_hour(connection: Connection) -> float:
+    """Return the hour of the day by the database's clock, in this process's time zone."""
+    now = datetime.fromtimestamp(connection.execute(select(now_s())).scalar_one())
+    return now.hour + now.minute / 60

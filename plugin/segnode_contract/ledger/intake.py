@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from sqlalchemy import Connection, Row, and_, case, exists, select, update
+from sqlalchemy import Connection, and_, case, exists, select, update
 
-from segnode_contract.errors import SeriesChanged
-from segnode_contract.job import OPEN_STATES, RETRIED, JobState, NewJob
+from segnode_contract.job import JobState, NewJob
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
-from segnode_contract.ledger.events import record
+from segnode_contract.ledger.queue import queue, supersede
 from segnode_contract.ledger.upsert import upsert
 
 _STRANDED = 100
@@ -26,6 +24,27 @@ class QuietSeries:
 
     orthanc_id: str
     last_instance_at: float
+    backlog: bool
+    """Whether it lay in the archive before anybody waited for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStudy:
+    """A study of which some series changed since it was last decided."""
+
+    orthanc_id: str
+    changed_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesOfStudy:
+    """A series of an open study, as it was noted."""
+
+    orthanc_id: str
+    last_instance_at: float
+    idle_s: float
+    """How long ago its last instance came."""
+    backlog: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +67,24 @@ class Decision:
     instance_count: int
     verdicts: tuple[Verdict, ...]
     jobs: tuple[NewJob, ...]
+    """A job on which another builds comes before it."""
     final: bool = True
     """False where the series is asked again, because no worker has the model yet, say."""
+    study: str = ""
+    """Orthanc's id of its study, where that is to be decided as a whole too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyDecision:
+    """What the routes that want the whole study decided."""
+
+    orthanc_id: str
+    changed_at: float
+    verdicts: Mapping[str, tuple[Verdict, ...]]
+    """Of these routes, by the Orthanc id of each series; other routes' verdicts stay."""
+    jobs: tuple[NewJob, ...]
+    final: bool
+    """False where a required series, or a model, is waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +113,16 @@ class IntakeLedger:
                 )
             )
 
-    def note(self, archive_id: str, last_change: int, series: Iterable[str]) -> None:
-        """Store the cursor together with the series (Orthanc ids) that the changes touched."""
+    def note(
+        self, archive_id: str, last_change: int, series: Iterable[str], *, backlog: bool = False
+    ) -> None:
+        """Store the cursor together with the series (Orthanc ids) that the changes touched.
+
+        Parameters
+        ----------
+        backlog
+            The series lay there before anybody waited for them: their jobs are background work.
+        """
         with self._ledger.write() as connection:
             upsert(
                 connection,
@@ -87,22 +130,22 @@ class IntakeLedger:
                 {"archive_id": archive_id},
                 {"last_change": last_change, "seen_at": now_s()},
             )
-            _touch(connection, archive_id, series)
+            _touch(connection, archive_id, series, backlog=backlog)
 
     def quiet(self, archive_id: str, quiet_s: float) -> list[QuietSeries]:
         """Return undecided series whose last instance is at least `quiet_s` seconds old."""
         table = schema.series
         with self._ledger.read() as connection:
             rows = connection.execute(
-                select(table.c.orthanc_id, table.c.last_instance_at)
+                select(table.c.orthanc_id, table.c.last_instance_at, table.c.backlog)
                 .where(
                     table.c.archive_id == archive_id,
                     table.c.decided_at.is_(None),
                     table.c.last_instance_at <= now_s() - quiet_s,
                 )
-                .order_by(table.c.last_instance_at)
+                .order_by(table.c.backlog, table.c.last_instance_at)
             )
-            return [QuietSeries(orthanc_id=row[0], last_instance_at=row[1]) for row in rows]
+            return [QuietSeries(**row._asdict()) for row in rows]
 
     def unlisted(self, archive_id: str, series: Iterable[str]) -> list[str]:
         """Return those of `series` (Orthanc ids) that were never noted."""
@@ -171,7 +214,75 @@ class IntakeLedger:
             )
             if decided.rowcount == 0:
                 return []
-            return [job.key for job in decision.jobs if _queue(connection, archive_id, job)]
+            if decision.study:
+                upsert(
+                    connection,
+                    schema.study,
+                    {"archive_id": archive_id, "orthanc_id": decision.study},
+                    {"changed_at": now_s(), "decided_at": None},
+                )
+            return [job.key for job in decision.jobs if queue(connection, archive_id, job)]
+
+    def open_studies(self, archive_id: str) -> list[OpenStudy]:
+        """Return the studies that are to be decided as a whole, those that changed first first."""
+        table = schema.study
+        with self._ledger.read() as connection:
+            rows = connection.execute(
+                select(table.c.orthanc_id, table.c.changed_at)
+                .where(table.c.archive_id == archive_id, table.c.decided_at.is_(None))
+                .order_by(table.c.changed_at)
+            ).all()
+        return [OpenStudy(**row._asdict()) for row in rows]
+
+    def series_of_study(self, archive_id: str, series: Collection[str]) -> list[SeriesOfStudy]:
+        """Return what is noted of `series` (Orthanc ids)."""
+        table = schema.series
+        with self._ledger.read() as connection:
+            rows = connection.execute(
+                select(
+                    table.c.orthanc_id,
+                    table.c.last_instance_at,
+                    (now_s() - table.c.last_instance_at).label("idle_s"),
+                    table.c.backlog,
+                ).where(table.c.archive_id == archive_id, table.c.orthanc_id.in_(series))
+            ).all()
+        return [SeriesOfStudy(**row._asdict()) for row in rows]
+
+    def decide_study(self, archive_id: str, decision: StudyDecision) -> list[str]:
+        """Store a study's decision, its jobs and their rings in one transaction.
+
+        Jobs are made and superseded as by `decide`; one that is to be the only one of its route
+        supersedes the others of that route in the study. Where a series was decided since, the
+        decision is dropped: the study is asked again.
+
+        Returns
+        -------
+        list of str
+            Keys of the jobs that are new.
+        """
+        table = schema.study
+        ours = and_(table.c.archive_id == archive_id, table.c.orthanc_id == decision.orthanc_id)
+        with self._ledger.write() as connection:
+            decided = connection.execute(
+                update(table)
+                .where(ours, table.c.changed_at == decision.changed_at)
+                .values(decided_at=now_s() if decision.final else None)
+            )
+            if decided.rowcount == 0:
+                return []
+            for orthanc_id, verdicts in decision.verdicts.items():
+                _amend(connection, archive_id, orthanc_id, verdicts)
+            return [job.key for job in decision.jobs if queue(connection, archive_id, job)]
+
+    def forget_study(self, archive_id: str, orthanc_id: str) -> None:
+        """Drop a study that the archive no longer has."""
+        table = schema.study
+        with self._ledger.write() as connection:
+            connection.execute(
+                table.delete().where(
+                    table.c.archive_id == archive_id, table.c.orthanc_id == orthanc_id
+                )
+            )
 
     def forget(self, archive_id: str, orthanc_id: str) -> None:
         """Drop an undecided series that the archive no longer has."""
@@ -232,7 +343,7 @@ class IntakeLedger:
         with self._ledger.write() as connection:
             rows = connection.execute(stranded.with_for_update()).all()
             for key, archive_id, study_uid, series_uids in rows:
-                _supersede(connection, key, "no worker has this version of the model any more")
+                supersede(connection, key, "no worker has this version of the model any more")
                 connection.execute(
                     update(series)
                     .where(
@@ -245,140 +356,25 @@ class IntakeLedger:
             return [row.key for row in rows]
 
 
-def _touch(connection: Connection, archive_id: str, series: Iterable[str]) -> None:
+def _touch(
+    connection: Connection, archive_id: str, series: Iterable[str], *, backlog: bool = False
+) -> None:
     for orthanc_id in series:
         upsert(
             connection,
             schema.series,
             {"archive_id": archive_id, "orthanc_id": orthanc_id},
-            {"last_instance_at": now_s(), "decided_at": None},
+            {"last_instance_at": now_s(), "decided_at": None, "backlog": backlog},
         )
 
 
-def _queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
-    """Make a job, or bring back one that is there; return whether anything is to do."""
-    table = schema.job
-    place = {
-        "archive_id": archive_id,
-        "study_uid": job.study_uid,
-        "route": job.route,
-        "route_rank": job.route_rank,
-        "lane": job.lane,
-        "model_version": job.model_version,
-        "last_instance_at": job.last_instance_at,
-        "updated_at": now_s(),
-    }
-    columns = [table.c[name] for name in (*place, "state", "error_code")]
-    known = connection.execute(select(*columns).where(table.c.key == job.key)).first()
-    if known is not None and not _comes_back(connection, job, known, place):
-        return False
-    _supersede_others(connection, job, place)
-    fresh = {
-        "state": JobState.QUEUED,
-        "not_before": now_s(),
-        "tried_since": now_s(),
-        "attempts": 0,
-        "deliveries": 0,
-        "lease_owner": None,
-        "lease_until": None,
-        "error_code": None,
-        "error_sentence": None,
-        "error_stage": None,
-    }
-    if known is None:
-        made = {"series_uids": _joined(job), "lease_epoch": 0, "created_at": now_s()}
-        connection.execute(table.insert().values(asdict(job) | place | made | fresh))
-    else:
-        _end_run(connection, job.key)
-        connection.execute(update(table).where(table.c.key == job.key).values(place | fresh))
-    _ring(connection, job)
-    record(connection, job.key, "intake", "queued", f"route {job.route}")
-    return True
-
-
-def _comes_back(
-    connection: Connection, job: NewJob, known: Row[Any], place: Mapping[str, object]
-) -> bool:
-    """Return whether a job runs again now that its images were decided again.
-
-    One that failed does so by an act only, unless its images were not whole then.
-    """
-    came = known.last_instance_at < job.last_instance_at
-    elsewhere = known.study_uid != job.study_uid
-    moved = elsewhere or known.archive_id != place["archive_id"]
-    if known.state == JobState.RUNNING and not moved:
-        return False
-    if came or moved:
-        _doubt(connection, job.key, known.state, elsewhere=elsewhere)
-    match known.state:
-        case JobState.SUPERSEDED | JobState.RUNNING:
-            return True
-        case JobState.DONE if came or moved:
-            return True
-        case JobState.FAILED | JobState.DEAD if came and known.error_code == SeriesChanged.code:
-            return True
-    if came or moved:
-        table = schema.job
-        connection.execute(update(table).where(table.c.key == job.key).values(place))
-        _supersede_others(connection, job, place)
-        if known.state == JobState.QUEUED and known.lane != job.lane:
-            _ring(connection, job)
-    return False
-
-
-def _doubt(connection: Connection, key: str, state: str, *, elsewhere: bool) -> None:
-    """Hold what is known of a job's result for uncertain.
-
-    Images that came again may have been deleted before, and the result with them: the worker looks
-    for a result that was stored. One that was not is made anew, since the patient's name may have
-    been corrected, and so is one of another study.
-    """
-    result = schema.result
-    ours = result.c.job_key == key
-    if elsewhere or state not in (JobState.DONE, JobState.SUPERSEDED):
-        connection.execute(result.delete().where(ours))
-    else:
-        connection.execute(update(result).where(ours).values(stored_at=None, confirmed_at=None))
-
-
-def _ring(connection: Connection, job: NewJob) -> None:
-    connection.execute(
-        schema.outbox.insert().values(job_key=job.key, lane=job.lane, due_at=now_s())
-    )
-
-
-def _joined(job: NewJob) -> str:
-    return "\\".join(sorted(job.series_uids))  # DICOM's own separator of values
-
-
-def _supersede_others(connection: Connection, job: NewJob, place: Mapping[str, object]) -> None:
-    table = schema.job
-    others = and_(
-        table.c.key != job.key,
-        table.c.series_uids == _joined(job),
-        table.c.model == job.model,
-        table.c.archive_id == place["archive_id"],
-        table.c.state.in_((JobState.DONE, *OPEN_STATES, *RETRIED)),
-    )
-    for key in connection.scalars(select(table.c.key).where(others)).all():
-        _supersede(connection, key, f"by job {job.key}")
-
-
-def _supersede(connection: Connection, key: str, why: str) -> None:
-    job = schema.job
-    connection.execute(
-        update(job)
-        .where(job.c.key == key)
-        .values(state=JobState.SUPERSEDED, lease_owner=None, lease_until=None, updated_at=now_s())
-    )
-    _end_run(connection, key)
-    record(connection, key, "intake", "superseded", why)
-
-
-def _end_run(connection: Connection, key: str) -> None:
-    run = schema.run
-    connection.execute(
-        update(run)
-        .where(run.c.job_key == key, run.c.ended_at.is_(None))
-        .values(ended_at=now_s(), outcome=str(JobState.SUPERSEDED))
-    )
+def _amend(
+    connection: Connection, archive_id: str, orthanc_id: str, verdicts: Collection[Verdict]
+) -> None:
+    """Put verdicts in the place of older ones of the same routes."""
+    table = schema.series
+    ours = and_(table.c.archive_id == archive_id, table.c.orthanc_id == orthanc_id)
+    new = {verdict.route: asdict(verdict) for verdict in verdicts}
+    old = connection.scalar(select(table.c.decision).where(ours)) or []
+    merged = [new.pop(each["route"], each) for each in old]
+    connection.execute(update(table).where(ours).values(decision=[*merged, *new.values()]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -14,6 +15,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
+    text,
 )
 
 metadata = MetaData()
@@ -41,8 +44,19 @@ series = Table(
     Column("series_uid", _UID),
     Column("instance_count", Integer),
     Column("decision", JSON),
+    Column("backlog", Boolean, nullable=False, server_default=false()),
     Index("series_undecided", "archive_id", "decided_at"),
     Index("series_study", "study_uid"),
+)
+
+study = Table(
+    "study",
+    metadata,
+    Column("archive_id", ForeignKey("archive.archive_id"), primary_key=True),
+    Column("orthanc_id", String(44), primary_key=True),
+    Column("changed_at", Double, nullable=False),
+    Column("decided_at", Double),
+    Index("study_undecided", "archive_id", "decided_at"),
 )
 
 model = Table(
@@ -65,6 +79,13 @@ worker = Table(
     Column("detail", Text, nullable=False),
     Column("started_at", Double, nullable=False),
     Column("seen_at", Double, nullable=False),
+)
+
+lane = Table(
+    "lane",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("passed_over", Integer, nullable=False),  # routine jobs taken since a background one
 )
 
 job = Table(
@@ -94,11 +115,15 @@ job = Table(
     Column("error_code", String(64)),
     Column("error_sentence", Text),
     Column("error_stage", String(16)),
+    Column("priority", Integer, nullable=False, server_default=text("1")),
+    Column("roles", Text, nullable=False, server_default=""),
+    Column("builds_on", _KEY, nullable=False, server_default="", index=True),
+    Column("shadow", Boolean, nullable=False, server_default=false()),
     Column("input_digest", _KEY),
     Column("findings", JSON),
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
-    Index("job_claim", "lane", "state", "not_before"),
+    Index("job_claim", "lane", "state", "priority", "created_at"),
     Index("job_state", "state", "study_uid"),
     Index("job_study", "study_uid"),
     Index("job_series", "series_uids", "model"),

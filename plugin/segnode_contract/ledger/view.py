@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row, Select, and_, func, select
 
 from segnode_contract.card import Card, parse_card
-from segnode_contract.job import JobState
+from segnode_contract.job import JobState, Priority
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
@@ -67,6 +67,9 @@ class JobRow:
     model_version: str
     model_digest: str
     lane: str
+    priority: str
+    builds_on: str
+    shadow: bool
     created_at: float
     updated_at: float
     last_instance_at: float
@@ -283,6 +286,9 @@ def _job_row(job: Row[Any], stages: Sequence[Row[Any]], objects: Sequence[Row[An
         model_version=job.model_version,
         model_digest=job.model_digest,
         lane=job.lane,
+        priority=Priority(job.priority).name.lower(),
+        builds_on=job.builds_on,
+        shadow=job.shadow,
         created_at=job.created_at,
         updated_at=job.updated_at,
         last_instance_at=job.last_instance_at,

@@ -6,17 +6,26 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, case, func, select, update
+from sqlalchemy import Connection, Row, case, func, select, update
 
-from segnode_contract.errors import ModelProcessDied, OutOfMemory, SegnodeError, TransientError
+from segnode_contract.errors import (
+    ModelProcessDied,
+    OutOfMemory,
+    PriorMissing,
+    SegnodeError,
+    TransientError,
+)
 from segnode_contract.findings import Findings
-from segnode_contract.job import Claim, JobState, ResultObject, Stage
+from segnode_contract.job import Claim, JobState, Priority, ResultObject, Stage
 from segnode_contract.ledger import schema
-from segnode_contract.ledger.clock import now_s
+from segnode_contract.ledger.clock import local_hour, now_s
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
-from segnode_contract.settings import Limits
+from segnode_contract.ledger.queue import release
+from segnode_contract.ledger.upsert import upsert
+from segnode_contract.settings import Background, Limits
 
 
 class LeaseLost(TransientError):
@@ -35,13 +44,27 @@ class KnownObject:
     digest: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prior:
+    """The stored segmentation on which a job builds."""
+
+    model: str
+    card: str
+    series_uid: str
+    instance_uid: str
+    digest: str
+
+
 class WorkLedger:
     """What a worker child reads and writes; every write is fenced by the claim's epoch."""
 
-    def __init__(self, ledger: Ledger, worker: str, limits: Limits) -> None:
+    def __init__(
+        self, ledger: Ledger, worker: str, limits: Limits, background: Background | None = None
+    ) -> None:
         self._ledger = ledger
         self.worker = worker
         self._limits = limits
+        self._background = background or Background()
         self.at_hand: tuple[Stage, float] = (Stage.QUEUED, 0.0)
         """The stage that runs, or `QUEUED` between two, and since when by `time.monotonic`."""
 
@@ -53,18 +76,7 @@ class WorkLedger:
         """
         job = schema.job
         with self._ledger.write() as connection:
-            row = connection.execute(
-                select(job)
-                .where(
-                    job.c.lane == lane,
-                    job.c.state == JobState.QUEUED,
-                    job.c.not_before <= now_s(),
-                    job.c.model_digest.in_(digests),
-                )
-                .order_by(job.c.created_at, job.c.route_rank)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            ).first()
+            row = self._best(connection, lane, digests)
             if row is None:
                 return None
             epoch = row.lease_epoch + 1
@@ -100,8 +112,59 @@ class WorkLedger:
                 model=row.model,
                 model_digest=row.model_digest,
                 created_at=row.created_at,
+                roles=tuple(row.roles.split("\\")) if row.roles else (),
+                builds_on=row.builds_on,
+                shadow=row.shadow,
+                input_digest=row.input_digest or "",
                 thrifty=_lacked_memory(connection, row.key, row.tried_since),
             )
+
+    def _best(self, connection: Connection, lane: str, digests: Collection[str]) -> Row[Any] | None:
+        """Return the job that comes first: by priority, then by age.
+
+        Stat comes before everything. Of `Background.one_in` jobs that are not stat, one is
+        background work where any waits and its hours are open.
+        """
+        job, counter = schema.job, schema.lane
+        passed_over = connection.scalar(select(counter.c.passed_over).where(counter.c.name == lane))
+        order = [Priority.STAT, Priority.ROUTINE]
+        if self._background.open_at(local_hour(connection)):
+            its_turn = (passed_over or 0) >= self._background.one_in - 1
+            order.insert(1 if its_turn else 2, Priority.BACKGROUND)
+        for priority in order:
+            row = connection.execute(
+                select(job)
+                .where(
+                    job.c.lane == lane,
+                    job.c.state == JobState.QUEUED,
+                    job.c.priority == int(priority),
+                    job.c.not_before <= now_s(),
+                    job.c.model_digest.in_(digests),
+                )
+                .order_by(job.c.created_at, job.c.route_rank)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            ).first()
+            if row is not None:
+                self._count(connection, lane, priority, passed_over)
+                return row
+        return None
+
+    def _count(
+        self, connection: Connection, lane: str, priority: Priority, passed_over: int | None
+    ) -> None:
+        """Count routine jobs since the last background job, as far as it matters."""
+        table = schema.lane
+        if priority == Priority.ROUTINE and (passed_over or 0) < self._background.one_in:
+            upsert(
+                connection,
+                table,
+                {"name": lane},
+                {"passed_over": table.c.passed_over + 1},
+                at_first={"passed_over": 1},
+            )
+        elif priority == Priority.BACKGROUND and passed_over:
+            connection.execute(update(table).where(table.c.name == lane).values(passed_over=0))
 
     def card(self, claim: Claim) -> str:
         """Return the TOML of the card of the claim's model."""
@@ -113,6 +176,37 @@ class WorkLedger:
                 )
             ).scalar_one()
         return card
+
+    def prior(self, claim: Claim) -> Prior:
+        """Return the result of the job on which the claim's job builds.
+
+        Raises
+        ------
+        PriorMissing
+            If that job has none: it runs again, say.
+        """
+        job, model, result = schema.job, schema.model, schema.result
+        with self._ledger.read() as connection:
+            first = connection.execute(
+                select(job.c.state, job.c.model, model.c.card)
+                .join(model, model.c.digest == job.c.model_digest)
+                .where(job.c.key == claim.builds_on, model.c.name == job.c.model)
+            ).first()
+            seg = connection.execute(
+                select(result).where(result.c.job_key == claim.builds_on, result.c.role == "SEG")
+            ).first()
+        if first is None or seg is None or first.state != JobState.DONE:
+            raise PriorMissing(
+                f"Job {claim.builds_on[:12]}, on whose result this one builds, is not done any "
+                "more; this one waits until it is again."
+            )
+        return Prior(
+            model=first.model,
+            card=first.card,
+            series_uid=seg.series_uid,
+            digest=seg.digest,
+            instance_uid=seg.instance_uid,
+        )
 
     def heartbeat(self, claim: Claim) -> None:
         """Extend the lease.
@@ -197,6 +291,20 @@ class WorkLedger:
                     )
                 )
 
+    def shadowed(
+        self,
+        claim: Claim,
+        objects: Sequence[ResultObject],
+        findings: Findings,
+        input_digest: str,
+    ) -> None:
+        """Record what a shadow run found; its objects are kept nowhere."""
+        with self._ledger.write() as connection:
+            _fenced(connection, claim, input_digest=input_digest, findings=findings.to_json())
+            for each in objects:
+                said = f"{each.role} of {len(each.data)} bytes, proved and not stored"
+                record(connection, claim.key, self.worker, "shadow", said)
+
     def adopted(self, claim: Claim, found: ResultObject) -> None:
         """Record that the archive held the object already, in bytes of its own."""
         with self._ledger.write() as connection:
@@ -262,10 +370,11 @@ class WorkLedger:
             )
             counts = select(func.count(), func.count(result.c.confirmed_at)).where(ours)
             objects, confirmed = connection.execute(counts).one()
-            if not objects or confirmed < objects:
+            if confirmed < objects or not (objects or claim.shadow):
                 raise RuntimeError(f"{confirmed} of {objects} objects are confirmed")
             _end_run(connection, claim, "done", None, peak_mb)
             record(connection, claim.key, self.worker, "done")
+            release(connection, claim.key)
 
     def failed(self, claim: Claim, error: SegnodeError, peak_mb: int) -> None:
         """Close the run with an error: later again if that may help, else for good.
