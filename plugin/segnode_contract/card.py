@@ -41,6 +41,15 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InputSeries:
+    """One of several series that a model takes together; labels lie on the first."""
+
+    role: str
+    modality: str
+    optional: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """A model card, read from `card.toml` beside the weights."""
 
@@ -55,6 +64,10 @@ class Card:
     """Anatomical direction in which each index grows, slices first: ``HPL`` is towards head,
     posterior, left."""
     min_slices: int
+    inputs: tuple[InputSeries, ...]
+    """Empty for a model that takes one series."""
+    builds_on: str
+    """Model whose result on the same series it needs, empty for none."""
     memory_bytes: int
     time_limit_s: float
     planes: int
@@ -109,12 +122,30 @@ def parse_card(text: str, *, where: str) -> Card:
         modality=needs.text("modality"),
         orientation=orientation,
         min_slices=int(needs.number("min_slices")),
+        inputs=_inputs(needs),
+        builds_on=needs.text("builds_on") if "builds_on" in needs.data else "",
         memory_bytes=int(table.number("memory_bytes")),
         time_limit_s=table.number("time_limit_s"),
         planes=planes,
         segments=segments,
         source=text,
     )
+
+
+def _inputs(needs: _Table) -> tuple[InputSeries, ...]:
+    tables = needs.tables("series", empty=True)
+    modality = needs.text("modality")
+    inputs = tuple(
+        InputSeries(
+            role=table.text("role"),
+            modality=table.text("modality") if "modality" in table.data else modality,
+            optional=table.data.get("optional", False) is True,
+        )
+        for table in tables
+    )
+    if inputs and inputs[0].optional:
+        raise CardError(f"{needs.where}.series 1 is optional; the labels lie on it.")
+    return inputs
 
 
 _AXIS = {"H": 0, "F": 0, "A": 1, "P": 1, "L": 2, "R": 2}

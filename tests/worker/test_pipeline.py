@@ -47,6 +47,8 @@ class Bright:
         volume: hd.Volume,
         attributes: Mapping[str, str],
         *,
+        others: Mapping[str, NDArray[np.float32]],
+        prior: NDArray[np.uint8] | None,
         thrifty: bool = False,
     ) -> tuple[NDArray[np.uint8], Findings]:
         self.asked += 1

@@ -15,6 +15,7 @@ from segnode_contract.job import Stage
 from segnode_models.registry import builtin_cards
 from segnode_worker.archive import result_uids
 from segnode_worker.folder import FolderArchive
+from segnode_worker.inputs import Fetched
 from segnode_worker.model_client import ModelProcess
 from segnode_worker.model_service import ModelService
 from segnode_worker.pipeline import make_result, series_number
@@ -51,7 +52,7 @@ def segment_folder(path: Path, model: str, out: Path) -> str:
     service.start()
     try:
         made = make_result(
-            files,
+            Fetched(files=files),
             card=card,
             models=ModelProcess(service.address, service.kill),
             identity=ResultIdentity(

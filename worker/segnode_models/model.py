@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,10 @@ class InputVolume:
     attributes: Mapping[str, str]
     """A short list of technical attributes by keyword (`BodyPartExamined`, `ConvolutionKernel`,
     `SliceThickness`), and ``ContrastBolus``: ``yes`` where any tag tells of contrast medium."""
+    others: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Modality values of the other series that the card names, by role, on the grid of `hu`."""
+    prior: NDArray[np.uint8] | None = None
+    """Label planes of the result that the card builds on, ``(planes, slices, rows, columns)``."""
 
 
 class Model(Protocol):

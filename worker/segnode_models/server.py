@@ -31,6 +31,8 @@ from segnode_models.registry import RegisteredModel, load_builtin
 
 log = logging.getLogger(__name__)
 
+_DESCRIPTORS = 32
+"""Arrays of one request at most."""
 _GRACE_S = 5.0
 """Who asked has this long to end us first, and then knows why."""
 _MEMORY = (
@@ -59,7 +61,7 @@ class Server:
         with link:
             try:
                 while True:
-                    request, descriptors = receive(link, descriptors=2)
+                    request, descriptors = receive(link, descriptors=_DESCRIPTORS)
                     self._answer(link, request, descriptors)
             except (EOFError, ConnectionError):
                 return
@@ -112,18 +114,27 @@ class Server:
 def _shared(
     card: Card, request: dict[str, Any], fds: list[int]
 ) -> tuple[InputVolume, NDArray[np.uint8]]:
-    """Return the volume and the empty label planes, both in the caller's memory."""
+    """Return the volume and the empty label planes, all in the caller's memory."""
     shape = tuple(request["shape"])
-    dtype = np.dtype(request["dtype"])
-    hu: NDArray[Any] = np.frombuffer(
-        mmap.mmap(fds[0], int(np.prod(shape)) * dtype.itemsize, prot=mmap.PROT_READ), dtype
-    ).reshape(shape)
     planes = (card.planes, *shape)
-    labels = np.frombuffer(mmap.mmap(fds[1], int(np.prod(planes))), np.uint8).reshape(planes)
+    labels = np.frombuffer(mmap.mmap(fds[0], int(np.prod(planes))), np.uint8).reshape(planes)
+    roles, prior_planes = request["others"], request["prior_planes"]
+    of_roles = zip(roles, fds[2 : 2 + len(roles)], strict=True)
     volume = InputVolume(
-        hu=hu, spacing_mm=tuple(request["spacing_mm"]), attributes=request["attributes"]
+        hu=_given(fds[1], request["dtype"], shape),
+        spacing_mm=tuple(request["spacing_mm"]),
+        attributes=request["attributes"],
+        others={role: _given(fd, "float32", shape) for role, fd in of_roles},
+        prior=_given(fds[-1], "uint8", (prior_planes, *shape)) if prior_planes else None,
     )
     return volume, labels
+
+
+def _given(fd: int, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return an array that can only be read."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape)) * kind.itemsize
+    return np.frombuffer(mmap.mmap(fd, size, prot=mmap.PROT_READ), kind).reshape(shape)
 
 
 def _failure(card: Card, error: Exception) -> SegnodeError:

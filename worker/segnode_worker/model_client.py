@@ -7,7 +7,7 @@ import mmap
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,8 @@ class ModelProcess:
         volume: hd.Volume,
         attributes: Mapping[str, str],
         *,
+        others: Mapping[str, NDArray[np.float32]] | None = None,
+        prior: NDArray[np.uint8] | None = None,
         thrifty: bool = False,
     ) -> tuple[NDArray[np.uint8], Findings]:
         """Run one model.
@@ -89,6 +91,8 @@ class ModelProcess:
             The images in the card's orientation.
         attributes
             As `Stack.attributes`.
+        others, prior
+            As of `Inputs`, on the grid of `volume`.
         thrifty
             Use the model's smaller memory profile.
 
@@ -113,19 +117,28 @@ class ModelProcess:
             As the process says.
         """
         voxels = np.ascontiguousarray(volume.array)
+        more = dict(others or {})
+        given = [voxels, *more.values(), *([] if prior is None else [prior])]
         shape = (card.planes, *voxels.shape)
-        with _shared("volume", voxels.nbytes) as given, _shared("labels", _size(shape)) as taken:
-            np.frombuffer(given[1], voxels.dtype)[:] = voxels.reshape(-1)
+        with ExitStack() as kept:
+            taken = kept.enter_context(_shared("labels", _size(shape)))
+            fds = [taken[0]]
+            for array in given:
+                fd, memory = kept.enter_context(_shared("volume", array.nbytes))
+                np.frombuffer(memory, array.dtype)[:] = array.reshape(-1)
+                fds.append(fd)
             request = {
                 "ask": "segment",
                 "digest": digest,
                 "shape": list(voxels.shape),
                 "dtype": voxels.dtype.name,
+                "others": list(more),
+                "prior_planes": 0 if prior is None else len(prior),
                 "spacing_mm": [float(mm) for mm in volume.spacing],
                 "attributes": dict(attributes),
                 "thrifty": thrifty,
             }
-            reply = self._ask(request, [given[0], taken[0]], card)
+            reply = self._ask(request, fds, card)
             labels = np.frombuffer(taken[1], np.uint8).reshape(shape).copy()
         return labels, Findings.from_json(reply["findings"])
 

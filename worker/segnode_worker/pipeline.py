@@ -16,17 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segnode_contract.card import Card, parse_card
-from segnode_contract.errors import ModelFailed, ProofFailed, SeriesChanged, StoreRefused
+from segnode_contract.errors import (
+    ImagesChanged,
+    ModelFailed,
+    PriorMissing,
+    ProofFailed,
+    SeriesChanged,
+    StoreRefused,
+)
 from segnode_contract.findings import Findings
 from segnode_contract.identity import content_digest, derived_uid
 from segnode_contract.job import Claim, ResultObject, Stage
 from segnode_contract.ledger import WorkLedger
 from segnode_worker.archive import Archive, collision, confirm, result_uids, same_content
+from segnode_worker.inputs import Fetched, Inputs, PriorResult, stack_inputs
 from segnode_worker.instance import BROKEN
 from segnode_worker.proof import prove
 from segnode_worker.segmentation import ResultIdentity, encode
 from segnode_worker.spool import Spool
-from segnode_worker.stack import stack_series
 from segnode_worker.volume import for_model, on_source
 
 
@@ -40,6 +47,8 @@ class Segmenter(Protocol):
         volume: hd.Volume,
         attributes: Mapping[str, str],
         *,
+        others: Mapping[str, NDArray[np.float32]],
+        prior: NDArray[np.uint8] | None,
         thrifty: bool = False,
     ) -> tuple[NDArray[np.uint8], Findings]: ...
 
@@ -68,8 +77,14 @@ def run_job(  # noqa: PLR0917 # the job, and what it meets on its road
 
     prove_other: Callable[[bytes], None] = _refuse
     objects = _made_before(claim, archive, work, spool)
+    if objects and not _same_images(claim, archive, work):
+        _check_not_stored(claim, archive, objects)
+        objects = []
     if not objects:
         made = _make(claim, archive, models, work, node)
+        if claim.shadow:
+            work.shadowed(claim, made.objects, made.findings, made.input_digest)
+            return
         for each in made.objects:
             spool.put(each.data)
         work.made(claim, made.objects, made.findings, made.input_digest)
@@ -85,12 +100,9 @@ def run_job(  # noqa: PLR0917 # the job, and what it meets on its road
 
 
 def _make(claim: Claim, archive: Archive, models: Segmenter, work: WorkLedger, node: str) -> Made:
-    card = parse_card(work.card(claim), where=f"the card of {claim.model} in the ledger")
-    with work.stage(claim, Stage.FETCH):
-        files = archive.fetch_series(claim.study_uid, claim.series_uids[0])
     return make_result(
-        files,
-        card=card,
+        _fetch(claim, archive, work),
+        card=_card(claim, work),
         models=models,
         identity=ResultIdentity(
             job_key=claim.key,
@@ -103,6 +115,52 @@ def _make(claim: Claim, archive: Archive, models: Segmenter, work: WorkLedger, n
         content=claim.content,
         thrifty=claim.thrifty,
     )
+
+
+def _card(claim: Claim, work: WorkLedger) -> Card:
+    return parse_card(work.card(claim), where=f"the card of {claim.model} in the ledger")
+
+
+def _fetch(claim: Claim, archive: Archive, work: WorkLedger) -> Fetched:
+    with work.stage(claim, Stage.FETCH):
+        first, *others = [archive.fetch_series(claim.study_uid, uid) for uid in claim.series_uids]
+        return Fetched(
+            files=first,
+            others=dict(zip(claim.roles[1:], others, strict=True)),
+            role=claim.roles[0] if claim.roles else "",
+            prior=_fetch_prior(claim, archive, work) if claim.builds_on else None,
+        )
+
+
+def _fetch_prior(claim: Claim, archive: Archive, work: WorkLedger) -> PriorResult:
+    known = work.prior(claim)
+    data = archive.fetch_instance(claim.study_uid, known.series_uid, known.instance_uid)
+    if data is None or hashlib.sha256(data).hexdigest() != known.digest:
+        raise PriorMissing(
+            f"The archive does not have the result of {known.model} that this job builds on, as "
+            f"job {claim.builds_on[:12]} stored it; `segnode verify` says more."
+        )
+    card = parse_card(known.card, where=f"the card of {known.model} in the ledger")
+    return PriorResult(card=card, data=data)
+
+
+def _same_images(claim: Claim, archive: Archive, work: WorkLedger) -> bool:
+    """Return whether the images are still those that an earlier run saw."""
+    card, fetched = _card(claim, work), _fetch(claim, archive, work)
+    with work.stage(claim, Stage.STACK):
+        _check_content(fetched.every_file, claim.content)
+        return stack_inputs(fetched, card).digest == claim.input_digest
+
+
+def _check_not_stored(claim: Claim, archive: Archive, objects: Sequence[ResultObject]) -> None:
+    for each in objects:
+        if archive.fetch_instance(claim.study_uid, each.series_uid, each.instance_uid) is not None:
+            raise ImagesChanged(
+                "The archive holds other pixels or positions now, under the same UIDs, than those "
+                f"that the {each.role} in series {each.series_uid} was made from: one of both is "
+                "wrong. Delete that series in the archive, then `segnode retry` makes it from the "
+                "images as they are."
+            )
 
 
 def _made_before(
@@ -168,7 +226,7 @@ def _refuse(data: bytes) -> None:
 
 
 def make_result(
-    files: Sequence[bytes],
+    fetched: Fetched,
     *,
     card: Card,
     models: Segmenter,
@@ -182,8 +240,8 @@ def make_result(
 
     Parameters
     ----------
-    files
-        The series' instances, Part 10 files in any order.
+    fetched
+        The images, and what else the model takes.
     content
         `identity.content_digest` of the instances that the job was made for, where there is a job.
     thrifty
@@ -200,12 +258,22 @@ def make_result(
     """
     with stage(Stage.STACK):
         if content is not None:
-            _check_content(files, content)
-        stack = stack_series(files, min_slices=card.min_slices, modality=card.modality)
+            _check_content(fetched.every_file, content)
+        inputs = stack_inputs(fetched, card)
+        stack = inputs.stack
     with stage(Stage.INFER):
         volume = for_model(stack.volume, card.orientation)
         found, findings = models.segment(
-            card, identity.model_digest, volume, stack.attributes, thrifty=thrifty
+            card,
+            identity.model_digest,
+            volume,
+            stack.attributes,
+            others={
+                role: for_model(stack.volume.with_array(values), card.orientation).array
+                for role, values in inputs.others.items()
+            },
+            prior=_turned(inputs, card),
+            thrifty=thrifty,
         )
         _check_values(found, card)
         labels = on_source(found, volume, stack.volume)
@@ -220,7 +288,14 @@ def make_result(
         series_uid=derived_uid(identity.job_key, "series"),
         data=data,
     )
-    return Made(objects=(seg,), findings=findings, input_digest=stack.digest, prove=proved)
+    return Made(objects=(seg,), findings=findings, input_digest=inputs.digest, prove=proved)
+
+
+def _turned(inputs: Inputs, card: Card) -> NDArray[np.uint8] | None:
+    if inputs.prior is None:
+        return None
+    planes = [inputs.stack.volume.with_array(plane) for plane in inputs.prior]
+    return np.stack([for_model(plane, card.orientation).array for plane in planes])
 
 
 def series_number(model: str) -> int:

@@ -1,0 +1,206 @@
+"""What a model is given: the images, other series laid on them, a result that it builds on."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from scipy.ndimage import affine_transform
+
+from segnode_contract.card import Card
+from segnode_contract.errors import ModelFailed, UnsuitableSeries
+from segnode_worker.instance import BROKEN
+from segnode_worker.stack import Stack, stack_series
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorResult:
+    """The segmentation on which a model builds."""
+
+    card: Card
+    """Of the model that made it."""
+    data: bytes
+    """A Part 10 file of ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """What the archive gave for one job."""
+
+    files: Sequence[bytes]
+    """The instances of the series that the result lies on, Part 10 files in any order."""
+    others: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
+    """Those of the other series, by role."""
+    role: str = ""
+    """What the first series is to the model, where it takes several."""
+    prior: PriorResult | None = None
+
+    @property
+    def every_file(self) -> list[bytes]:
+        """The instances of all series."""
+        return [*self.files, *(file for files in self.others.values() for file in files)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a model is given, all on the grid of `stack.volume`."""
+
+    stack: Stack
+    others: Mapping[str, NDArray[np.float32]]
+    """Modality values of the other series, by role."""
+    prior: NDArray[np.uint8] | None
+    """Label planes of the result that the model builds on, by the card of who made it."""
+    digest: str
+    """SHA-256 of all of it."""
+
+
+def stack_inputs(fetched: Fetched, card: Card) -> Inputs:
+    """Stack what was fetched.
+
+    Raises
+    ------
+    UnsuitableSeries
+        If a series is no regular volume, or they do not fit the card or each other.
+    BrokenInstance
+        If a file does not parse or decode.
+    ModelFailed
+        If the result to build on cannot be read.
+    """
+    _check_roles(fetched, card)
+    modalities = {one.role: one.modality for one in card.inputs}
+    stack = stack_series(fetched.files, min_slices=card.min_slices, modality=card.modality)
+    digest = hashlib.sha256(stack.digest.encode())
+    others = {}
+    for role, files in fetched.others.items():
+        other = stack_series(files, min_slices=2, modality=modalities[role])
+        others[role] = laid_on(other.volume, stack.volume, role)
+        digest.update(f"{role} {other.digest}".encode())
+    prior = None
+    if fetched.prior is not None:
+        prior = labels_of(fetched.prior, stack)
+        digest.update(prior.data)
+    alone = not others and prior is None
+    return Inputs(
+        stack=stack,
+        others=others,
+        prior=prior,
+        digest=stack.digest if alone else digest.hexdigest(),
+    )
+
+
+def _check_roles(fetched: Fetched, card: Card) -> None:
+    given = [role for role in (fetched.role, *fetched.others) if role]
+    takes = [one.role for one in card.inputs]
+    needs = {one.role for one in card.inputs if not one.optional}
+    if given[:1] != takes[:1] or not needs <= set(given) <= set(takes):
+        raise UnsuitableSeries(
+            f"The model {card.name} takes {', '.join(takes) or 'one series'}, and the route gives "
+            f"{', '.join(given) or 'one series'}; mend the route's series.",
+            code="wrong-roles",
+        )
+    if bool(card.builds_on) != (fetched.prior is not None) or (
+        fetched.prior is not None and fetched.prior.card.name != card.builds_on
+    ):
+        has = fetched.prior.card.name if fetched.prior else "no other model"
+        raise UnsuitableSeries(
+            f"The model {card.name} builds on the result of {card.builds_on or 'no other model'}, "
+            f"and the route gives that of {has}; mend the route's 'after'.",
+            code="wrong-prior",
+        )
+
+
+def laid_on(volume: hd.Volume, grid: hd.Volume, role: str) -> NDArray[np.float32]:
+    """Return a volume's values on another's grid, trilinear between voxels' centres.
+
+    Outside of the volume lies its least value. Nothing is registered: both must have been
+    acquired in one frame of reference (PS3.3 C.7.4.1).
+
+    Parameters
+    ----------
+    volume, grid
+        In LPS millimetres, each with its own affine.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape of `grid`, axes ``(slices, rows, columns)``.
+
+    Raises
+    ------
+    UnsuitableSeries
+        If they have different frames of reference, or lie apart.
+    """
+    if volume.frame_of_reference_uid != grid.frame_of_reference_uid:
+        raise UnsuitableSeries(
+            f"The series '{role}' has another Frame of Reference UID than the first one; they "
+            "cannot be laid on each other without registration.",
+            code="other-frame",
+        )
+    to_index = np.linalg.inv(volume.affine) @ grid.affine
+    corners = np.array(
+        [
+            [*(s * (n - 1) for s, n in zip(which, grid.spatial_shape, strict=True)), 1.0]
+            for which in np.ndindex(2, 2, 2)
+        ]
+    )
+    reached = (to_index @ corners.T)[:3]
+    size = np.array(volume.spatial_shape)
+    if (reached.max(axis=1) < 0).any() or (reached.min(axis=1) > size - 1).any():
+        raise UnsuitableSeries(
+            f"The series '{role}' lies elsewhere in the patient than the first one.",
+            code="apart",
+        )
+    values = volume.array.astype(np.float32)
+    laid: NDArray[np.float32] = affine_transform(
+        values,
+        to_index[:3, :3],
+        offset=to_index[:3, 3],
+        output_shape=grid.spatial_shape,
+        order=1,
+        mode="constant",
+        cval=float(values.min()),
+    )
+    return laid
+
+
+def labels_of(prior: PriorResult, stack: Stack) -> NDArray[np.uint8]:
+    """Return the label planes that a segmentation of ours holds.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(planes, slices, rows, columns)``, on the grid of `stack.volume`.
+
+    Raises
+    ------
+    ModelFailed
+        If it is not of these images.
+    """
+    labels = np.zeros((prior.card.planes, *stack.volume.spatial_shape), np.uint8)
+    sources = [source.SOPInstanceUID for source in stack.sources]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote values, which may be a patient's
+            seg = hd.seg.Segmentation.from_dataset(dcmread(BytesIO(prior.data)), copy=False)
+            if {uid for _, _, uid in seg.get_source_image_uids()} != set(sources):
+                raise ValueError("other images")
+            for segment in prior.card.segments:
+                held = seg.get_pixels_by_source_instance(
+                    sources,
+                    segment_numbers=[segment.number],
+                    ignore_spatial_locations=True,
+                    assert_missing_frames_are_empty=True,
+                )
+                labels[segment.plane][held[..., 0] > 0] = segment.value
+    except BROKEN as error:
+        raise ModelFailed(
+            f"The result of {prior.card.name} that the model builds on is not one of these images."
+        ) from error
+    return labels
