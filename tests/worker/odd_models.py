@@ -52,6 +52,11 @@ class Odd:
         match self.card.name:
             case "bright":
                 labels[0][volume.hu > 0] = 7
+            case "compares":
+                labels[0][volume.others["late"] - volume.hu > 50] = 7
+            case "builds on":
+                assert volume.prior is not None
+                labels[0][volume.prior[1] == 3] = 7
             case "stranger":
                 labels[0][volume.hu > 0] = 9
             case "hangs":
@@ -68,7 +73,17 @@ class Odd:
         return Findings()
 
 
-NAMES = ("bright", "stranger", "hangs", "dies", "is greedy", "raises", "tells")
+NAMES = (
+    "bright",
+    "compares",
+    "builds on",
+    "stranger",
+    "hangs",
+    "dies",
+    "is greedy",
+    "raises",
+    "tells",
+)
 
 if __name__ == "__main__":
     models = [RegisteredModel(card=m.card, digest=m.card.name, model=m) for m in map(Odd, NAMES)]

@@ -65,6 +65,20 @@ def test_float_volumes_travel_too(
     assert labels.sum() == 7
 
 
+def test_other_series_and_a_result_travel_beside_the_volume(
+    process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    late = volume.array.astype(np.float32)
+    late[0, 1, 2] += 100
+    prior = np.zeros((2, 3, 4, 5), np.uint8)
+    prior[1, 2, 0, 4] = 3
+    both = {"others": {"first": late * 0, "late": late}, "prior": prior}
+    labels, _ = process.segment(cards["compares"], "compares", volume, {}, **both)
+    assert np.argwhere(labels).tolist() == [[0, 0, 1, 2]]
+    labels, _ = process.segment(cards["builds on"], "builds on", volume, {}, **both)
+    assert np.argwhere(labels).tolist() == [[0, 2, 0, 4]]
+
+
 def test_a_hung_model_is_ended_and_the_next_job_is_served(
     process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
 from segnode_cli.ct_series import as_file, ct_series
-from segnode_contract.card import Card
+from segnode_contract.card import Card, parse_card
 from segnode_contract.errors import (
     ArchiveUnavailable,
+    ImagesChanged,
+    PriorMissing,
     SeriesChanged,
     SpoolFull,
     StoreRefused,
@@ -39,6 +42,8 @@ class Bright:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.others: Mapping[str, NDArray[np.float32]] = {}
+        self.prior: NDArray[np.uint8] | None = None
 
     def segment(
         self,
@@ -52,6 +57,7 @@ class Bright:
         thrifty: bool = False,
     ) -> tuple[NDArray[np.uint8], Findings]:
         self.asked += 1
+        self.volume, self.others, self.prior = volume, others, prior
         labels = np.zeros((card.planes, *volume.array.shape), np.uint8)
         labels[0] = volume.array > 0
         return labels, Findings()
@@ -91,33 +97,34 @@ def spool(tmp_path: Path) -> Spool:
     return spool
 
 
-@pytest.fixture
-def work(ledger: Ledger, card: Card, images: list[Dataset]) -> WorkLedger:
-    """A worker's ledger with one queued job."""
-    WorkerLedger(ledger, "w").announce(card.name, card.version, DIGEST, card.source)
-    uids = [image.SOPInstanceUID for image in images]
-    series_uid = images[0].SeriesInstanceUID
-    job = NewJob(
-        key=job_key(
-            series_uids=[series_uid],
+def job_of(card: Card, *series: list[Dataset], **more: object) -> NewJob:
+    uids = [image.SOPInstanceUID for images in series for image in images]
+    series_uids = [images[0].SeriesInstanceUID for images in series]
+    values: dict[str, object] = {
+        "key": job_key(
+            series_uids=series_uids,
             instance_uids=uids,
             model=card.name,
             model_digest=DIGEST,
-            parameters={},
+            parameters={name: str(value) for name, value in more.items()},
             form="BINARY",
         ),
-        study_uid=images[0].StudyInstanceUID,
-        series_uids=(series_uid,),
-        content=content_digest(uids),
-        instance_count=len(uids),
-        route="r",
-        route_rank=0,
-        model=card.name,
-        model_version=card.version,
-        model_digest=DIGEST,
-        lane="default",
-        last_instance_at=0.0,
-    )
+        "study_uid": series[0][0].StudyInstanceUID,
+        "series_uids": tuple(series_uids),
+        "content": content_digest(uids),
+        "instance_count": len(uids),
+        "route": "r",
+        "route_rank": 0,
+        "model": card.name,
+        "model_version": card.version,
+        "model_digest": DIGEST,
+        "lane": "default",
+        "last_instance_at": 0.0,
+    }
+    return NewJob(**(values | more))  # type: ignore[arg-type] # as above
+
+
+def arrive(ledger: Ledger, *jobs: NewJob) -> None:
     intake = IntakeLedger(ledger)
     intake.note("a", 1, ["o"])
     [quiet] = intake.quiet("a", 0)
@@ -126,14 +133,26 @@ def work(ledger: Ledger, card: Card, images: list[Dataset]) -> WorkLedger:
         Decision(
             orthanc_id="o",
             last_instance_at=quiet.last_instance_at,
-            study_uid=job.study_uid,
-            series_uid=series_uid,
-            instance_count=len(uids),
+            study_uid=jobs[0].study_uid,
+            series_uid=jobs[0].series_uids[0],
+            instance_count=jobs[0].instance_count,
             verdicts=(),
-            jobs=(job,),
+            jobs=jobs,
         ),
     )
+
+
+def worker_with(ledger: Ledger, *cards: Card) -> WorkLedger:
+    for card in cards:
+        WorkerLedger(ledger, "w").announce(card.name, card.version, DIGEST, card.source)
     return WorkLedger(ledger, "w", Limits(back_off_s=(0.0,)))
+
+
+@pytest.fixture
+def work(ledger: Ledger, card: Card, images: list[Dataset]) -> WorkLedger:
+    """A worker's ledger with one queued job."""
+    arrive(ledger, job_of(card, images))
+    return worker_with(ledger, card)
 
 
 def take(work: WorkLedger) -> Claim:
@@ -324,3 +343,171 @@ def test_a_store_that_came_through_late_is_adopted(
     run_job(claim, Late(inbox, tmp_path / "out"), Bright(), work, spool, "node")
     work.done(claim, 1)
     assert len(results(tmp_path)) == 1
+
+
+def darken(inbox: Path) -> None:
+    """Put other pixels under the UIDs of one image."""
+    image = dcmread(inbox / "4.dcm")
+    image.PixelData = bytes(len(image.PixelData))
+    image.save_as(inbox / "4.dcm", enforce_file_format=True)
+
+
+def test_images_that_came_again_unchanged_keep_their_result(
+    work: WorkLedger,
+    archive: FolderArchive,
+    spool: Spool,
+    ledger: Ledger,
+    card: Card,
+    images: list[Dataset],
+    tmp_path: Path,
+) -> None:
+    model, claim = Bright(), take(work)
+    run_job(claim, archive, model, work, spool, "node")
+    work.done(claim, 1)
+    before = results(tmp_path)
+    key = claim.key
+    again = replace(job_of(card, images), last_instance_at=9.0)
+    arrive(ledger, again)
+    claim = take(work)
+    assert claim.key == key
+    run_job(claim, archive, model, work, spool, "node")
+    work.done(claim, 1)
+    assert model.asked == 1
+    assert results(tmp_path) == before
+
+
+def test_other_pixels_under_the_same_uids_are_an_error_and_their_result_is_shown_no_more(
+    work: WorkLedger,
+    archive: FolderArchive,
+    spool: Spool,
+    ledger: Ledger,
+    card: Card,
+    images: list[Dataset],
+    inbox: Path,
+    tmp_path: Path,
+) -> None:
+    model, claim = Bright(), take(work)
+    run_job(claim, archive, model, work, spool, "node")
+    work.done(claim, 1)
+    study_uid, before = claim.study_uid, results(tmp_path)
+    assert len(LedgerView(ledger).overlays(study_uid)) == 1
+    darken(inbox)
+    arrive(ledger, replace(job_of(card, images), last_instance_at=9.0))
+    claim = take(work)
+    with pytest.raises(ImagesChanged, match="under the same UIDs") as raised:
+        run_job(claim, archive, model, work, spool, "node")
+    work.failed(claim, raised.value, 1)
+    assert results(tmp_path) == before
+    assert LedgerView(ledger).overlays(study_uid) == []
+
+
+def test_other_pixels_before_anything_was_stored_are_segmented_anew(
+    work: WorkLedger, spool: Spool, archive: FolderArchive, inbox: Path, tmp_path: Path
+) -> None:
+    model, claim = Bright(), take(work)
+    away = FolderArchive(inbox, inbox / "0.dcm" / "nowhere")
+    with pytest.raises(Exception, match="nowhere"):
+        run_job(claim, away, model, work, spool, "node")
+    work.failed(claim, ArchiveUnavailable("away"), 1)
+    [stale] = [(tmp_path / "spool" / name).read_bytes() for name in waiting(tmp_path)]
+    darken(inbox)
+    run_job(take(work), archive, model, work, spool, "node")
+    assert model.asked == 2
+    assert results(tmp_path) != [stale]
+
+
+def test_a_shadow_run_measures_and_stores_nothing(
+    archive: FolderArchive,
+    spool: Spool,
+    ledger: Ledger,
+    card: Card,
+    images: list[Dataset],
+    tmp_path: Path,
+) -> None:
+    arrive(ledger, job_of(card, images, shadow=True))
+    work = worker_with(ledger, card)
+    model, claim = Bright(), take(work)
+    run_job(claim, archive, model, work, spool, "node")
+    work.done(claim, 1)
+    assert model.asked == 1
+    assert results(tmp_path) == waiting(tmp_path) == []
+    job = LedgerView(ledger).job(claim.key)
+    assert job is not None
+    assert job.row.state == "done"
+    assert [stage.stage for stage in job.row.stages][-1] == "verify"
+    assert any(event.kind == "shadow" for event in job.events)
+
+
+def test_a_chain_hands_on_the_labels_that_the_first_model_gave(
+    archive: FolderArchive, spool: Spool, ledger: Ledger, card: Card, images: list[Dataset]
+) -> None:
+    source = card.source.replace('name = "test-tissue"', 'name = "then"').replace(
+        "min_slices = 3", 'min_slices = 3\nbuilds_on = "test-tissue"'
+    )
+    then = parse_card(source, where="test")
+    first = job_of(card, images)
+    arrive(ledger, first, job_of(then, images, builds_on=first.key))
+    work = worker_with(ledger, card, then)
+    model, claim = Bright(), take(work)
+    run_job(claim, archive, model, work, spool, "node")
+    assert work.claim("default", [DIGEST]) is None
+    work.done(claim, 1)
+    assert model.prior is None
+    claim = take(work)
+    run_job(claim, archive, model, work, spool, "node")
+    work.done(claim, 1)
+    assert model.prior is not None
+    assert model.prior.shape == (2, *model.volume.array.shape)
+    assert np.array_equal(model.prior[0], model.volume.array > 0)
+    assert not model.prior[1].any()
+
+
+def test_a_chain_waits_where_the_first_result_was_deleted(
+    archive: FolderArchive,
+    spool: Spool,
+    ledger: Ledger,
+    card: Card,
+    images: list[Dataset],
+    tmp_path: Path,
+) -> None:
+    first = job_of(card, images)
+    arrive(ledger, first, job_of(card, images, builds_on=first.key, model="other"))
+    work = worker_with(ledger, card, replace(card, name="other"))
+    claim = take(work)
+    run_job(claim, archive, Bright(), work, spool, "node")
+    work.done(claim, 1)
+    [path] = (tmp_path / "out").glob("*.dcm")
+    path.unlink()
+    with pytest.raises(PriorMissing, match="does not have the result of test-tissue"):
+        run_job(take(work), archive, Bright(), work, spool, "node")
+
+
+def test_a_job_of_two_series_gives_its_model_both(
+    archive: FolderArchive,
+    spool: Spool,
+    ledger: Ledger,
+    card: Card,
+    images: list[Dataset],
+    hu: NDArray[np.int16],
+    inbox: Path,
+    tmp_path: Path,
+) -> None:
+    late = ct_series((hu + 10).astype(np.int16), spacing_mm=(3.0, 1.5, 1.25), seed="late")
+    for number, image in enumerate(late):
+        image.StudyInstanceUID = images[0].StudyInstanceUID
+        image.FrameOfReferenceUID = images[0].FrameOfReferenceUID
+        (inbox / f"late{number}.dcm").write_bytes(as_file(image))
+    source = card.source.replace(
+        "min_slices = 3",
+        'min_slices = 3\n[[input.series]]\nrole = "native"\n[[input.series]]\nrole = "late"',
+    )
+    both = parse_card(source, where="test")
+    arrive(ledger, job_of(both, images, late, roles=("native", "late")))
+    work = worker_with(ledger, both)
+    model, claim = Bright(), take(work)
+    run_job(claim, archive, model, work, spool, "node")
+    work.done(claim, 1)
+    assert np.abs(model.others["late"] - model.volume.array - 10).max() < 1e-2
+    [seg] = [dcmread(BytesIO(data)) for data in results(tmp_path)]
+    [referenced] = seg.ReferencedSeriesSequence
+    assert referenced.SeriesInstanceUID == images[0].SeriesInstanceUID
