@@ -24,9 +24,10 @@ class Arrived:
     series: tuple[SeriesFacts, ...]
     trigger: str
     """As `Route.trigger`: which routes decide."""
-    last_instance_at: float
+    came_at: tuple[float, ...]
+    """When the last instance of each came, by the ledger's clock."""
     idle_s: float = 0.0
-    """How long ago the last instance came."""
+    """How long ago the last instance of all came."""
     backlog: bool = False
 
 
@@ -147,7 +148,11 @@ def _job(  # noqa: PLR0917 # a job, and all that decides about it
         model,
         builds_on=first.key if first else "",
         priority=_priority(route, known.priorities, group[0], backlog=arrived.backlog),
-        last_instance_at=arrived.last_instance_at,
+        last_instance_at=max(
+            at
+            for facts, at in zip(arrived.series, arrived.came_at, strict=True)
+            if facts.series_uid in series_uids
+        ),
     )
     for (name, uids), other in made.items():
         if (

@@ -195,12 +195,13 @@ class Intake:
         arrived = Arrived(
             series=(facts,),
             trigger="series",
-            last_instance_at=quiet.last_instance_at,
+            came_at=(quiet.last_instance_at,),
             backlog=quiet.backlog,
         )
         known = self._known()
         outcome = decide(arrived, known)
         whole = any(route.trigger == "study" for route in known.routes)
+        whole = whole and not known.ours(facts.series_uid)
         self._log(
             self._ledger.decide(
                 archive_id,
@@ -233,22 +234,19 @@ class Intake:
             self._ledger.forget_study(archive_id, study.orthanc_id)
             return 0.0
         noted = self._ledger.series_of_study(archive_id, listed["Series"])
-        idle_s = min((one.idle_s for one in noted), default=0.0)
+        images = [one for one in noted if not one.ours]
+        idle_s = min((one.idle_s for one in images), default=0.0)
         quiet_s = max(self._settings.intake.study_quiet_s, self._settings.intake.quiet_s)
         if idle_s < quiet_s or len(noted) < len(listed["Series"]):
             return max(quiet_s - idle_s, _STUDY_AGAIN_S)
-        found = [(one, self._facts_of(one)) for one in noted]
-        there = [
-            (one.orthanc_id, facts)
-            for one, facts in found
-            if facts is not None and not self._ledger.own_series(facts.series_uid)
-        ]
+        found = [(one, self._facts_of(one)) for one in images]
+        there = [(one, facts) for one, facts in found if facts is not None]
         arrived = Arrived(
             series=tuple(facts for _, facts in there),
             trigger="study",
-            last_instance_at=max(one.last_instance_at for one in noted),
+            came_at=tuple(one.last_instance_at for one, _ in there),
             idle_s=idle_s,
-            backlog=all(one.backlog for one in noted),
+            backlog=all(one.backlog for one in images),
         )
         outcome = decide(arrived, self._known())
         self._log(
@@ -258,8 +256,8 @@ class Intake:
                     orthanc_id=study.orthanc_id,
                     changed_at=study.changed_at,
                     verdicts={
-                        orthanc_id: tuple(verdicts)
-                        for (orthanc_id, _), verdicts in zip(there, outcome.verdicts, strict=True)
+                        one.orthanc_id: tuple(verdicts)
+                        for (one, _), verdicts in zip(there, outcome.verdicts, strict=True)
                     },
                     jobs=tuple(outcome.jobs),
                     final=not outcome.waits,
@@ -267,7 +265,7 @@ class Intake:
             )
         )
         if not outcome.waits:
-            for one in noted:
+            for one in images:
                 self._facts.pop(one.orthanc_id, None)
         return _ASK_AGAIN_S
 

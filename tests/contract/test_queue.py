@@ -268,6 +268,24 @@ def test_a_shadow_job_is_done_without_an_object(ledger: Ledger) -> None:
     assert LedgerView(ledger).overlays("1.2") == []
 
 
+def test_a_shadow_job_is_not_measured_again_when_its_images_come_again(ledger: Ledger) -> None:
+    new = job(1, shadow=True)
+    arrive(ledger, new)
+    worker(ledger).done(the(take(ledger)), 1)
+    arrive(ledger, replace(new, last_instance_at=9.0))
+    assert state(ledger, new) == "done"
+
+
+def test_a_series_of_a_study_is_known_as_ours(ledger: Ledger) -> None:
+    intake = IntakeLedger(ledger)
+    arrive(ledger, job(1))
+    assert [one.ours for one in intake.series_of_study("a", ["o1", "o2"])] == [False]
+    claim = the(take(ledger))
+    seg = ResultObject(role="SEG", instance_uid="2.1", series_uid="1.2.1", data=b"x")
+    worker(ledger).made(claim, [seg], Findings(), "i")
+    assert [one.ours for one in intake.series_of_study("a", ["o1"])] == [True]
+
+
 def test_a_job_that_is_no_shadow_needs_its_object(ledger: Ledger) -> None:
     arrive(ledger, job(1))
     with pytest.raises(RuntimeError, match="0 of 0 objects"):

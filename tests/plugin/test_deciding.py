@@ -76,7 +76,8 @@ def known(*routes: Route, models: tuple[str, ...] = ("ct-tissue", "other"), **mo
 def decided(
     routes: Known, *given: SeriesFacts, trigger: str = "study", idle_s: float = 60.0, **more: Any
 ) -> Outcome:
-    arrived = Arrived(series=given, trigger=trigger, last_instance_at=9.0, idle_s=idle_s, **more)
+    came_at = tuple(float(place) for place in range(len(given)))
+    arrived = Arrived(series=given, trigger=trigger, came_at=came_at, idle_s=idle_s, **more)
     return decide(arrived, routes)
 
 
@@ -91,6 +92,7 @@ def said(outcome: Outcome, place: int, route: int = 0) -> Verdict:
 def test_a_study_of_seven_reconstructions_gives_one_job() -> None:
     outcome = decided(known(BEST), *SEVEN)
     assert taken(outcome) == [("1.2.4",)]
+    assert outcome.jobs[0].last_instance_at == 3.0
     assert [said(outcome, place).reason for place in range(7)] == [
         "Image Type says LOCALIZER",
         "series 4 was chosen: thin_slices wants the one with 1 mm, this one has 5 mm",
@@ -177,6 +179,7 @@ def test_several_series_make_one_job_in_the_order_of_their_roles() -> None:
     [job] = outcome.jobs
     assert (job.series_uids, job.roles) == (("1.2.1", "1.2.2"), ("t1", "flair"))
     assert job.instance_count == 6
+    assert job.last_instance_at == 2.0
     assert said(outcome, 0).reason == "chosen as 'flair'"
     assert "series 1 was chosen" in said(outcome, 1).reason
 

@@ -95,13 +95,20 @@ def wait_for_jobs(node: Node, study_uid: str, count: int) -> list[JobRow]:
 
 
 def ask(
-    node: Node, path: str, *, user: str | None = "viewer", method: str = "GET", **headers: str
+    node: Node,
+    path: str,
+    *,
+    user: str | None = "viewer",
+    method: str = "GET",
+    body: str | None = None,
+    **headers: str,
 ) -> tuple[int, bytes]:
     given = {key.replace("_", "-"): value for key, value in headers.items()}
     if user is not None:
         word = base64.b64encode(f"{user}:{node.passwords[user]}".encode()).decode()
         given["Authorization"] = f"Basic {word}"
-    request = urllib.request.Request(node.url + path, headers=given, method=method)
+    data = None if body is None else body.encode()
+    request = urllib.request.Request(node.url + path, data, headers=given, method=method)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return int(answer.status), answer.read()

@@ -45,6 +45,8 @@ class SeriesOfStudy:
     idle_s: float
     """How long ago its last instance came."""
     backlog: bool
+    ours: bool
+    """Whether it is a result of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +238,7 @@ class IntakeLedger:
 
     def series_of_study(self, archive_id: str, series: Collection[str]) -> list[SeriesOfStudy]:
         """Return what is noted of `series` (Orthanc ids)."""
-        table = schema.series
+        table, result = schema.series, schema.result
         with self._ledger.read() as connection:
             rows = connection.execute(
                 select(
@@ -244,6 +246,7 @@ class IntakeLedger:
                     table.c.last_instance_at,
                     (now_s() - table.c.last_instance_at).label("idle_s"),
                     table.c.backlog,
+                    exists().where(result.c.series_uid == table.c.series_uid).label("ours"),
                 ).where(table.c.archive_id == archive_id, table.c.orthanc_id.in_(series))
             ).all()
         return [SeriesOfStudy(**row._asdict()) for row in rows]

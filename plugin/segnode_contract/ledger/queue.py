@@ -113,7 +113,7 @@ def _comes_back(
         case JobState.SUPERSEDED | JobState.RUNNING:
             return True
         case JobState.DONE if came or moved:
-            return True
+            return not job.shadow  # it was measured, and has nothing in the archive
         case JobState.FAILED | JobState.DEAD if came and known.error_code == SeriesChanged.code:
             return True
     if came or moved:
