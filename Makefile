@@ -39,6 +39,7 @@ fuzz: test-setup
 
 bench: setup
 	@.venv/bin/python tests/bench/bench.py
+	@.venv/bin/python tests/bench/deciding.py
 
 load: setup
 	@.venv/bin/python tests/bench/load.py

@@ -33,6 +33,10 @@ _ASK_AGAIN_S = 5.0
 """How often a series that waits for a model, or cannot be read, is looked at; a study too."""
 _STUDY_AGAIN_S = 0.5
 """How soon a study is looked at again of which an image may just have come."""
+_KEPT = ("SOPInstanceUID", "ImagePositionPatient", "ImageOrientationPatient")
+"""What is kept of each instance until its series is decided."""
+_ARRIVED_KEPT = 5000
+"""Of so many series; a series that is not kept is read once more."""
 _FACTS_KEPT = 1000
 """Facts of so many series are kept for the decision on their study."""
 
@@ -66,6 +70,8 @@ class Intake:
         """Series that stay undecided, and when they were looked at."""
         self._unread: set[str] = set()
         """Instances that the archive could not read when they came."""
+        self._arrived: dict[str, dict[str, dict[str, Any]]] = {}
+        """What was read of instances as they came, by Orthanc ids of series and instance."""
         self._facts: dict[str, tuple[float, SeriesFacts]] = {}
         """By Orthanc id, with the time of the last instance; for their study's decision."""
         self._look_at: dict[OpenStudy, float] = {}
@@ -151,6 +157,8 @@ class Intake:
 
     def _touched(self, changes: list[dict[str, Any]]) -> list[str]:
         new = {change["ID"] for change in changes if change["ChangeType"] == "NewInstance"}
+        if len(self._arrived) > _ARRIVED_KEPT:
+            self._arrived.clear()
         found, unread = self._series_of(new)
         self._unread |= unread
         return found
@@ -176,6 +184,9 @@ class Intake:
                 continue
             if instance:  # not deleted meanwhile
                 found.add(instance["ParentSeries"])
+                tags = instance["MainDicomTags"]
+                kept = {keyword: tags[keyword] for keyword in _KEPT if keyword in tags}
+                self._arrived.setdefault(instance["ParentSeries"], {})[orthanc_id] = kept
         return sorted(found), unread
 
     def _read(self, uri: str) -> Any:
@@ -187,7 +198,9 @@ class Intake:
             return None
 
     def _decide(self, archive_id: str, quiet: QuietSeries) -> None:
-        facts = series_facts(self._archive, quiet.orthanc_id)
+        began = time.monotonic()
+        arrived_tags = self._arrived.pop(quiet.orthanc_id, None)
+        facts = series_facts(self._archive, quiet.orthanc_id, arrived_tags)
         if facts is None:
             self._ledger.forget(archive_id, quiet.orthanc_id)
             return
@@ -202,22 +215,19 @@ class Intake:
         outcome = decide(arrived, known)
         whole = any(route.trigger == "study" for route in known.routes)
         whole = whole and not known.ours(facts.series_uid)
-        self._log(
-            self._ledger.decide(
-                archive_id,
-                Decision(
-                    orthanc_id=quiet.orthanc_id,
-                    last_instance_at=quiet.last_instance_at,
-                    study_uid=facts.study_uid,
-                    series_uid=facts.series_uid,
-                    instance_count=len(facts.instance_uids),
-                    verdicts=tuple(outcome.verdicts[0]),
-                    jobs=tuple(outcome.jobs),
-                    final=not outcome.waits,
-                    study=facts.study_orthanc_id if whole else "",
-                ),
-            )
+        decision = Decision(
+            orthanc_id=quiet.orthanc_id,
+            last_instance_at=quiet.last_instance_at,
+            study_uid=facts.study_uid,
+            series_uid=facts.series_uid,
+            instance_count=len(facts.instance_uids),
+            verdicts=tuple(outcome.verdicts[0]),
+            jobs=tuple(outcome.jobs),
+            final=not outcome.waits,
+            study=facts.study_orthanc_id if whole else "",
         )
+        made = self._ledger.decide(archive_id, decision)
+        _log("series decided", quiet.orthanc_id, made, time.monotonic() - began)
 
     def _known(self) -> Known:
         return Known(
@@ -229,6 +239,7 @@ class Intake:
 
     def _decide_study(self, archive_id: str, study: OpenStudy) -> float:
         """Decide by the routes that want the whole study; return when to look again."""
+        began = time.monotonic()
         listed = self._archive.get(f"/studies/{study.orthanc_id}")
         if listed is None:
             self._ledger.forget_study(archive_id, study.orthanc_id)
@@ -249,21 +260,19 @@ class Intake:
             backlog=all(one.backlog for one in images),
         )
         outcome = decide(arrived, self._known())
-        self._log(
-            self._ledger.decide_study(
-                archive_id,
-                StudyDecision(
-                    orthanc_id=study.orthanc_id,
-                    changed_at=study.changed_at,
-                    verdicts={
-                        one.orthanc_id: tuple(verdicts)
-                        for (one, _), verdicts in zip(there, outcome.verdicts, strict=True)
-                    },
-                    jobs=tuple(outcome.jobs),
-                    final=not outcome.waits,
-                ),
-            )
+        decision = StudyDecision(
+            orthanc_id=study.orthanc_id,
+            changed_at=study.changed_at,
+            verdicts={
+                one.orthanc_id: tuple(verdicts)
+                for (one, _), verdicts in zip(there, outcome.verdicts, strict=True)
+            },
+            jobs=tuple(outcome.jobs),
+            final=not outcome.waits,
         )
+        made = self._ledger.decide_study(archive_id, decision)
+        if made or not outcome.waits:
+            _log("study decided", study.orthanc_id, made, time.monotonic() - began)
         if not outcome.waits:
             for one in images:
                 self._facts.pop(one.orthanc_id, None)
@@ -277,9 +286,12 @@ class Intake:
         others = len(self._archive.series_named(facts.series_uid)) - 1 if facts.series_uid else 0
         return replace(facts, namesakes=max(others, 0))
 
-    def _log(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            log.info("job queued", extra={"job_key": key})
+
+def _log(what: str, orthanc_id: str, made: Sequence[str], seconds: float) -> None:
+    about = {"orthanc_id": orthanc_id, "ms": round(seconds * 1000, 1), "jobs": len(made)}
+    log.info(what, extra=about)
+    for key in made:
+        log.info("job queued", extra={"job_key": key})
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -43,7 +44,7 @@ def shape_of(instances: Iterable[Mapping[str, Any]]) -> Shape | None:
     placed = [
         (normal, position)
         for tags in instances
-        if (normal := _normal(tags.get("ImageOrientationPatient")))
+        if (normal := _normal(str(tags.get("ImageOrientationPatient"))))
         and (position := _numbers(tags.get("ImagePositionPatient"), 3))
     ]
     if not placed:
@@ -72,7 +73,8 @@ def _dot(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 
-def _normal(text: Any) -> Vector | None:
+@lru_cache(maxsize=64)  # the same text stands in every image of a series
+def _normal(text: str) -> Vector | None:
     cosines = _numbers(text, 6)
     if cosines is None:
         return None

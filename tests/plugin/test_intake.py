@@ -85,7 +85,8 @@ class Archive:
             case ["series", series, "instances"]:
                 return [i for i in self.instances.values() if i["ParentSeries"] == series]
             case ["studies", _]:
-                return {"MainDicomTags": {"StudyInstanceUID": "1.2"}}
+                listed = sorted(self.tags)
+                return {"MainDicomTags": {"StudyInstanceUID": "1.2"}, "Series": listed}
         raise AssertionError(uri)
 
 
