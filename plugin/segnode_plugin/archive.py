@@ -15,7 +15,10 @@ class OrthancModule(Protocol):
 
     OrthancException: type[Exception]
 
-    def LookupDictionary(self, name: str) -> object: ...
+    ValueRepresentation: Any
+    """Numbers of the representations, by name."""
+
+    def LookupDictionary(self, name: str) -> Any: ...  # Orthanc's name
     def RestApiGet(self, uri: str) -> bytes: ...  # Orthanc's name
     def RestApiGetAfterPlugins(self, uri: str) -> bytes: ...  # Orthanc's name
     def RestApiPost(self, uri: str, body: str) -> bytes: ...  # Orthanc's name
@@ -38,13 +41,20 @@ class OrthancArchive:
                 return None
             raise
 
-    def knows(self, keyword: str) -> bool:
-        """Return whether an attribute of that keyword is in Orthanc's dictionary."""
+    def vr(self, keyword: str) -> str | None:
+        """Return the value representation of a keyword (PS3.6), None for one that is not known."""
         try:
-            self._orthanc.LookupDictionary(keyword)
+            entry = self._orthanc.LookupDictionary(keyword)
         except (TypeError, self._orthanc.OrthancException):  # the first by plugin 4.0
-            return False
-        return True
+            return None
+        number = entry["ValueRepresentation"]
+        names = self._orthanc.ValueRepresentation
+        known = {int(getattr(names, name)): name for name in dir(names) if len(name) == 2}
+        return known.get(int(number), "UN")
+
+    def keywords(self) -> tuple[str, ...]:
+        """Return nothing: Orthanc does not list its dictionary."""
+        return ()
 
     def archive_id(self) -> str:
         """Return the id that this index carries, giving it one at the first meeting.

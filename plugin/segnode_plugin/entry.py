@@ -40,7 +40,7 @@ def start(orthanc: Any) -> None:
     log_events()
     archive = OrthancArchive(orthanc)
     config = Path(os.environ.get("SEGNODE_CONFIG", CONFIG / "segnode.toml"))
-    routes = RouteFile(config, archive.knows)
+    routes = RouteFile(config, archive)
     settings = routes.settings
     connections = load_connections(os.environ)
     ledger = Ledger(connections.ledger_url)

@@ -18,10 +18,10 @@ from segnode_contract.ledger.intake import (
     SeriesOfStudy,
     StudyDecision,
 )
-from segnode_contract.route import Route
 from segnode_contract.settings import Settings
 from segnode_plugin.deciding import Arrived, Known, decide
 from segnode_plugin.facts import Index, SeriesFacts, series_facts
+from segnode_plugin.route_file import Rules, rules_of
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +60,12 @@ class Intake:
         archive: Archive,
         ledger: IntakeLedger,
         settings: Settings,
-        routes: Callable[[], Sequence[Route]] | None = None,
+        rules: Callable[[], Rules] | None = None,
     ) -> None:
         self._archive = archive
         self._ledger = ledger
         self._settings = settings
-        self._routes = routes or (lambda: settings.routes)
+        self._rules = rules or (lambda: rules_of(settings))
         self._asked: dict[QuietSeries, float] = {}
         """Series that stay undecided, and when they were looked at."""
         self._unread: set[str] = set()
@@ -80,7 +80,7 @@ class Intake:
 
     def tick(self) -> None:
         """Note what changed, then decide what is due."""
-        self._routes()  # a broken file is told of at once
+        self._rules()  # a broken file is told of at once
         archive_id = self._archive.archive_id()
         self._note_changes(archive_id)
         if self._unread:
@@ -230,9 +230,10 @@ class Intake:
         _log("series decided", quiet.orthanc_id, made, time.monotonic() - began)
 
     def _known(self) -> Known:
+        rules = self._rules()
         return Known(
-            routes=self._routes(),
-            priorities=self._settings.priorities,
+            routes=rules.routes,
+            priorities=rules.priorities,
             models=self._ledger.models(self._settings.limits.lease_s),
             ours=self._ledger.own_series,
         )

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from segnode_contract.condition import clauses
 from segnode_contract.errors import SettingsError
-from segnode_contract.route import Route
+from segnode_contract.route import PriorityRule, Route
 from segnode_contract.settings import Settings, load_settings
+from segnode_plugin.route_check import Dictionary, about_keywords
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What decides: routes, and what gives their jobs a priority."""
+
+    routes: tuple[Route, ...]
+    priorities: tuple[PriorityRule, ...] = ()
+
+
+def rules_of(settings: Settings) -> Rules:
+    """Return the rules in the settings."""
+    return Rules(routes=settings.routes, priorities=settings.priorities)
 
 
 class RouteFile:
@@ -22,8 +35,8 @@ class RouteFile:
     ----------
     path
         `segnode.toml`. What else stands in it counts from the next start on.
-    knows
-        Whether the archive has a keyword in its dictionary.
+    dictionary
+        What the conditions' keywords are looked up in.
 
     Raises
     ------
@@ -31,51 +44,44 @@ class RouteFile:
         If the file is broken from the first.
     """
 
-    def __init__(self, path: Path, knows: Callable[[str], bool]) -> None:
+    def __init__(self, path: Path, dictionary: Dictionary) -> None:
         self._path = path
-        self._knows = knows
+        self._dictionary = dictionary
         self._seen = self._state()
         self.settings = self._read()
-        self._routes = self.settings.routes
-        self._since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._rules = rules_of(self.settings)
+        self.since = time.strftime("%Y-%m-%d %H:%M:%S")
         self.trouble = ""
         """Why the file as it is now is not followed; empty when it is."""
 
-    def __call__(self) -> tuple[Route, ...]:
-        """Return the routes, read again if the file changed."""
+    def __call__(self) -> Rules:
+        """Return the rules, read again if the file changed."""
         state = self._state()
         if state != self._seen:
             self._seen = state
             self._change()
-        return self._routes
+        return self._rules
 
     def _change(self) -> None:
         try:
-            self._routes = self._read().routes
+            self._rules = rules_of(self._read())
         except Exception as error:  # whatever is wrong with it, it must be told of
             said = f"{self._path} cannot be read: {type(error).__name__}."
             self.trouble = (
                 f"{error.sentence if isinstance(error, SettingsError) else said} The routes of "
-                f"{self._since} are followed until the file is mended; `segnode routes check "
+                f"{self.since} are followed until the file is mended; `segnode routes check "
                 f"--config {self._path}` says more."
             )
             log.error(self.trouble)
             return
-        self._since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self.since = time.strftime("%Y-%m-%d %H:%M:%S")
         self.trouble = ""
-        log.info("routes read", extra={"routes": len(self._routes)})
+        log.info("routes read", extra={"routes": len(self._rules.routes)})
 
     def _read(self) -> Settings:
         settings = load_settings(self._path)
-        for number, route in enumerate(settings.routes, 1):
-            for clause in clauses(route.where) if route.where else ():
-                words = () if clause.is_fact else clause.subject.split(".")
-                unknown = [word for word in words if not self._knows(word)]
-                if unknown:
-                    raise SettingsError(
-                        f"{self._path}: [[routes]] {number} where asks for '{unknown[0]}', which "
-                        "DICOM does not know."
-                    )
+        for sentence in about_keywords(settings, self._dictionary):
+            raise SettingsError(f"{self._path}: {sentence}")
         return settings
 
     def _state(self) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from segnode_cli.routes import Keywords
 from segnode_contract.errors import SettingsError
 from segnode_contract.ledger import IntakeLedger, Ledger
 from segnode_plugin.intake import Intake
@@ -25,7 +26,6 @@ model = "ct-tissue"
 modality = "CT"
 """
 MR = CT.replace('modality = "CT"', 'modality = "MR"')
-KNOWN = ("BodyPartExamined", "ProcedureCodeSequence", "CodeValue")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_changed_file_counts_for_the_next_series(file: Path, ledger: Ledger) -> None:
     archive = Archive()
-    routes = RouteFile(file, KNOWN.__contains__)
+    routes = RouteFile(file, Keywords())
     announce(ledger)
     intake = Intake(archive, IntakeLedger(ledger), routes.settings, routes)
     archive.add("7", "1.7.1")
@@ -61,7 +61,7 @@ def test_a_changed_file_counts_for_the_next_series(file: Path, ledger: Ledger) -
 def test_a_broken_file_leaves_the_routes_and_is_told_of(
     file: Path, caplog: pytest.LogCaptureFixture, text: str | None, said: str
 ) -> None:
-    routes = RouteFile(file, KNOWN.__contains__)
+    routes = RouteFile(file, Keywords())
     before = routes()
     if text is None:
         file.unlink()
@@ -81,4 +81,4 @@ def test_a_broken_file_leaves_the_routes_and_is_told_of(
 def test_a_file_that_is_broken_from_the_first_stops_the_start(file: Path) -> None:
     file.write_text(MR + 'where = { attribute = "ProcedureCodeSequence.CodeValu", present = true }')
     with pytest.raises(SettingsError, match="'CodeValu', which DICOM does not know"):
-        RouteFile(file, KNOWN.__contains__)
+        RouteFile(file, Keywords())
