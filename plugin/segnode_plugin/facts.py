@@ -29,6 +29,7 @@ class Index(Protocol):
 class SeriesFacts:
     """One series, as far as routes ask."""
 
+    orthanc_id: str
     study_uid: str
     study_orthanc_id: str
     series_uid: str
@@ -74,6 +75,7 @@ def series_facts(
     shape = shape_of(instances.values())
     series_uid = _uid(series["MainDicomTags"], "SeriesInstanceUID")
     return SeriesFacts(
+        orthanc_id=orthanc_id,
         study_uid=_uid(study["MainDicomTags"], "StudyInstanceUID"),
         study_orthanc_id=series["ParentStudy"],
         series_uid=series_uid,

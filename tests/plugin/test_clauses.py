@@ -24,6 +24,7 @@ TAGS = {
 
 def facts(**tags: Any) -> SeriesFacts:
     return SeriesFacts(
+        orthanc_id="o",
         study_orthanc_id="s",
         study_uid="1.2",
         series_uid="1.2.3",

@@ -37,6 +37,7 @@ def series(
 ) -> SeriesFacts:
     return SeriesFacts(
         study_uid="1.2",
+        orthanc_id="o",
         study_orthanc_id="study",
         series_uid=f"1.2.{number}",
         modality=modality,

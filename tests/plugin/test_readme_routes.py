@@ -26,6 +26,7 @@ def routes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Route, ...]:
 
 
 CHEST = SeriesFacts(
+    orthanc_id="o",
     study_orthanc_id="s",
     study_uid="1.2",
     series_uid="1.2.3",

@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from segnode_cli.phantom import chest_phantom
 from segnode_cli.servers import program
 
 from .conftest import whole_node
-from .test_road import send_and_wait
+from .test_road import send_and_wait, wait_for_jobs
 
 ROUTES = """
 [[routes]]
@@ -108,6 +109,51 @@ def test_a_changed_file_is_followed_and_a_broken_one_is_told_of(node: Node, tmp_
     wait_for_page(node, lambda page: "'SeriesDescripton', which DICOM does not know" in page)
     config.write_text(before)
     wait_for_page(node, lambda page: "DICOM does not know" not in page)
+
+
+def segnode(node: Node, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [program("segnode"), *words, "--data", str(node.data)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def replayed(node: Node, *words: str) -> list[tuple[str, str]]:
+    """Return route and state of the jobs that a replay of today's studies shows."""
+    since = (datetime.now() - timedelta(days=1)).strftime("%Y-%m-%d")
+    rows = json.loads(segnode(node, "replay", "--since", since, "--json", *words).stdout)
+    return sorted((row["route"], row["state"]) for row in rows)
+
+
+def test_a_route_that_is_added_later_is_replayed(node: Node, tmp_path: Path) -> None:
+    config = Path(node.environment()["SEGNODE_CONFIG"])
+    before = config.read_text()
+    z, y, x = chest_phantom().spacing_mm
+    series = ct_series(chest_phantom().hu[:30, ::4, ::4], spacing_mm=(z, 4 * y, 4 * x))
+    for image in series:
+        image.ProtocolName = "only this one"
+    [first] = send_and_wait(node, series, tmp_path, count=1)
+    later = """
+[[routes]]
+name = "later"
+model = "ct-lung-density"
+modality = "CT"
+where = { attribute = "ProtocolName", equals = "only this one" }
+"""
+    config.write_text(before + later)
+    shown = replayed(node)
+    assert shown.count(("later", "missing")) == 1
+    time.sleep(3)
+    assert [job.key for job in wait_for_jobs(node, first.study_uid, 1)] == [first.key]
+    assert replayed(node, "--run") == shown
+    jobs = {job.route: job for job in wait_for_jobs(node, first.study_uid, 2)}
+    assert (jobs["later"].state, jobs["later"].priority) == ("done", "background")
+    assert jobs[first.route] == first
+    assert ("later", "done") in replayed(node)
+    assert ("later", "missing") not in replayed(node)
+    config.write_text(before)
 
 
 def wait_for_page(node: Node, holds: Callable[[str], bool]) -> None:

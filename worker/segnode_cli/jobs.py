@@ -92,6 +92,11 @@ def show_job(data: Path, key: str, as_json: bool) -> None:
         console.print(f"{at} {event.kind} by {event.actor} {event.detail}", markup=False)
 
 
+def actor() -> str:
+    """Return who acts, for the history."""
+    return f"command line, {getpass.getuser()}"
+
+
 def retry_jobs(data: Path, keys: Sequence[str]) -> None:
     """Queue jobs that ended without a result again; who asked is recorded.
 
@@ -104,7 +109,7 @@ def retry_jobs(data: Path, keys: Sequence[str]) -> None:
         view, acts = LedgerView(ledger), ActLedger(ledger)
         whole = [_retryable(view, key) for key in keys]
         for key in whole:
-            acts.retry(key, f"command line, {getpass.getuser()}")
+            acts.retry(key, actor())
             say(f"job {key[:12]} is queued again")
 
 

@@ -110,14 +110,22 @@ class Listing:
         """Return whether the archive has any instance of a study."""
         return bool(self.get(f"/dicom-web/studies?StudyInstanceUID={study_uid}&limit=1"))
 
-    def series_of_study(self, study_uid: str) -> list[str]:
-        """Return Orthanc's ids of the series of a study, of each patient who has that UID."""
-        studies = self._named("Study", study_uid)
-        return [
-            one
-            for study in studies
-            for one in (self.get(f"/studies/{study}") or {}).get("Series", ())
-        ]
+    def studies(self) -> Iterator[dict[str, Any]]:
+        """Give what Orthanc says of every study that is there, and not deleted meanwhile."""
+        missing: dict[str, None] = dict.fromkeys(self.get("/studies") or ())
+        for since in range(0, len(missing), _PAGE):
+            for item in self.get(f"/studies?expand&since={since}&limit={_PAGE}") or ():
+                if item["ID"] in missing:
+                    del missing[item["ID"]]
+                    yield item
+        # pages move when a study is deleted
+        for orthanc_id in missing:
+            if item := self.get(f"/studies/{orthanc_id}"):
+                yield item
+
+    def studies_named(self, study_uid: str) -> list[str]:
+        """Return Orthanc's ids of all studies of a Study Instance UID."""
+        return self._named("Study", study_uid)
 
     def series_named(self, series_uid: str) -> list[str]:
         """Return Orthanc's ids of all series of a Series Instance UID."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ import typer
 from segnode_cli.demo import run_demo, run_node
 from segnode_cli.doctor import examine
 from segnode_cli.explain import print_explanation
+from segnode_cli.explain import replay as replay_studies
 from segnode_cli.jobs import print_jobs, print_models, retry_jobs, show_job
 from segnode_cli.node import CONFIG
 from segnode_cli.routes import check_routes
@@ -132,6 +134,19 @@ def routes_check(
 def explain(study_uid: str, data: DataOption = DATA, as_json: JsonOption = False) -> None:
     """Show what each route says of each series of a study in the archive, and why."""
     print_explanation(data, study_uid, as_json)
+
+
+@app.command()
+def replay(
+    since: Annotated[
+        datetime, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="Local time.")
+    ],
+    run: Annotated[bool, typer.Option("--run", help="Start what is missing.")] = False,
+    data: DataOption = DATA,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which jobs the routes want of studies that changed since a day; nothing is started."""
+    replay_studies(data, since.astimezone(), run=run, as_json=as_json)
 
 
 @models.command("list")

@@ -8,8 +8,10 @@ from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 
 
-def record(connection: Connection, job_key: str, actor: str, kind: str, detail: str = "") -> None:
-    """Append an event to the history of a job; `detail` holds no patient data."""
+def record(
+    connection: Connection, job_key: str | None, actor: str, kind: str, detail: str = ""
+) -> None:
+    """Append an event to the history, of a job where there is one; `detail` names no patient."""
     connection.execute(
         schema.event.insert().values(
             job_key=job_key, at=now_s(), actor=actor, kind=kind, detail=detail

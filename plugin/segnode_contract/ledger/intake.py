@@ -11,6 +11,7 @@ from segnode_contract.job import JobState, NewJob
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
+from segnode_contract.ledger.events import record
 from segnode_contract.ledger.queue import queue, supersede
 from segnode_contract.ledger.upsert import upsert
 
@@ -175,6 +176,32 @@ class IntakeLedger:
         """Have series (Orthanc ids) decided after a quiet period, as if an image had come."""
         with self._ledger.write() as connection:
             _touch(connection, archive_id, series)
+
+    def newest_archive(self) -> str | None:
+        """Return the id of the archive that was read last."""
+        table = schema.archive
+        with self._ledger.read() as connection:
+            return connection.scalar(
+                select(table.c.archive_id).order_by(table.c.seen_at.desc()).limit(1)
+            )
+
+    def reopen(self, archive_id: str, series: Collection[str], actor: str) -> None:
+        """Have series (Orthanc ids) decided once more, as a backlog.
+
+        Jobs that are there stay as they are, for no image came; what is missing is made as
+        background work. Who asked for it is recorded.
+        """
+        table = schema.series
+        ours = and_(table.c.archive_id == archive_id, table.c.orthanc_id.in_(series))
+        with self._ledger.write() as connection:
+            known = set(connection.scalars(select(table.c.orthanc_id).where(ours)))
+            connection.execute(
+                update(table)
+                .where(ours, table.c.decided_at.is_not(None))
+                .values(decided_at=None, backlog=True)
+            )
+            _touch(connection, archive_id, sorted(set(series) - known), backlog=True)
+            record(connection, None, actor, "replay", f"{len(series)} series are decided again")
 
     def own_series(self, series_uid: str) -> bool:
         """Return whether the series is a result of ours."""

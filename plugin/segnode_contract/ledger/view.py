@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +165,13 @@ class LedgerView:
         if study_uid is not None:
             query = query.where(job.c.study_uid == study_uid)
         return self._rows(query.limit(limit).offset(offset))
+
+    def states(self, keys: Collection[str]) -> dict[str, str]:
+        """Return the state of each job of `keys` that there is."""
+        job = schema.job
+        with self._ledger.read() as connection:
+            rows = connection.execute(select(job.c.key, job.c.state).where(job.c.key.in_(keys)))
+            return {row[0]: row[1] for row in rows}
 
     def counts(self) -> dict[str, int]:
         """Return the number of jobs in each state that has any."""
