@@ -78,6 +78,12 @@ RULES = (
     ),
     Rule(
         roles=_ADMIN,
+        method="POST",
+        path=r"/segnode/replay",
+        reason="Starting what a replay shows as missing; the page asks for its token.",
+    ),
+    Rule(
+        roles=_ADMIN,
         method="DELETE",
         path=rf"/(studies|series|instances)/{_ID}",
         reason="Deleting is an administrator's explicit act, a study at most at a time.",

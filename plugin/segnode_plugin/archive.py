@@ -70,9 +70,13 @@ class OrthancArchive:
 
     def study(self, study_uid: str) -> dict[str, Any] | None:
         """Return what Orthanc says of a study, by its Study Instance UID."""
-        ids = self._named("Study", study_uid)
+        ids = self.studies_named(study_uid)
         study: dict[str, Any] | None = self.get(f"/studies/{ids[0]}") if ids else None
         return study
+
+    def studies_named(self, study_uid: str) -> list[str]:
+        """Return Orthanc's ids of all studies of a Study Instance UID."""
+        return self._named("Study", study_uid)
 
     def series_named(self, series_uid: str) -> list[str]:
         """Return Orthanc's ids of all series of a Series Instance UID.

@@ -148,10 +148,14 @@ def _best(
     if not fit:
         return None, list(said)
     best = min(fit, key=lambda facts: (*(_rank(word, facts) for word in prefer), facts.series_uid))
+    if len(fit) == 1:
+        return best, list(said)
     return best, [
-        replace(one, taken=False, reason=_worse(prefer, facts, best))
-        if one.taken and facts is not best
-        else one
+        one
+        if not one.taken
+        else replace(one, reason=f"the best of {len(fit)} series that fit")
+        if facts is best
+        else replace(one, taken=False, reason=_worse(prefer, facts, best))
         for facts, one in zip(series, said, strict=True)
     ]
 

@@ -25,6 +25,7 @@ from segnode_plugin.web.adapter import Adapter
 from segnode_plugin.web.app import StudyWords, create_app
 from segnode_plugin.web.ohif import ohif_pages
 from segnode_plugin.web.qido import qido_shim
+from segnode_plugin.web.routes import RoutePages
 
 CONFIG = Path(__file__).parents[2] / "orthanc-config"
 
@@ -46,7 +47,8 @@ def start(orthanc: Any) -> None:
     ledger = Ledger(connections.ledger_url)
     ledger.migrate()
 
-    intake = Intake(archive, IntakeLedger(ledger), settings, routes)
+    intake_ledger = IntakeLedger(ledger)
+    intake = Intake(archive, intake_ledger, settings, routes)
     dispatch = Dispatch(
         OutboxLedger(ledger, settings.limits, settings.background),
         LeaseLedger(ledger, settings.limits),
@@ -63,6 +65,15 @@ def start(orthanc: Any) -> None:
             decodes=adapter.decodes,
         )
     ]
+    pages.append(
+        RoutePages(
+            archive=archive,
+            file=routes,
+            intake=intake_ledger,
+            view=LedgerView(ledger),
+            settings=settings,
+        ).blueprint()
+    )
     viewer = os.environ.get("SEGNODE_OHIF")
     if viewer:
         pages.append(ohif_pages(Path(viewer), CONFIG / "ohif.js"))

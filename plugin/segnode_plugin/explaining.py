@@ -56,7 +56,7 @@ def words_on(index: Index, study: str, known: Known) -> list[Word]:
     """Return every route's word on every series of a study (Orthanc id)."""
     listed = index.get(f"/studies/{study}") or {}
     found = (series_facts(index, each) for each in listed.get("Series", ()))
-    series = tuple(facts for facts in found if facts is not None)
+    series = tuple(sorted((facts for facts in found if facts is not None), key=_by_number))
     verdicts: dict[tuple[str, str], Verdict] = {}
     jobs: dict[tuple[str, str], NewJob] = {}
     images = tuple(facts for facts in series if not known.ours(facts.series_uid))
@@ -103,6 +103,17 @@ def explained(words: Sequence[Word], view: LedgerView) -> list[Explained]:
     ]
 
 
+def to_reopen(words: Sequence[Word], rows: Sequence[Explained], known: Known) -> list[str]:
+    """Return the series (Orthanc ids) of a study that intake must decide on again.
+
+    All of its images, since a route may want the whole study; none where no job is missing.
+    """
+    if not any(row.taken and row.state in STARTED_ANEW for row in rows):
+        return []
+    series = {word.facts.orthanc_id: word.facts.series_uid for word in words}
+    return [orthanc_id for orthanc_id, uid in series.items() if not known.ours(uid)]
+
+
 def studies_since(studies: Iterable[dict[str, object]], since: datetime) -> Iterator[str]:
     """Give the Orthanc ids of those studies that changed at or after a moment.
 
@@ -120,6 +131,12 @@ def studies_since(studies: Iterable[dict[str, object]], since: datetime) -> Iter
             continue  # Orthanc knows it of every study
         if came.replace(tzinfo=UTC) >= since:
             yield str(study["ID"])
+
+
+def _by_number(facts: SeriesFacts) -> tuple[int, str]:
+    number = facts.attributes.get("SeriesNumber")
+    plain = number.strip() if isinstance(number, str) else ""
+    return int(plain) if plain.isascii() and plain.isdigit() else 1 << 31, facts.series_uid
 
 
 def _title(facts: SeriesFacts) -> str:

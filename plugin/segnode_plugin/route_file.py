@@ -45,7 +45,7 @@ class RouteFile:
     """
 
     def __init__(self, path: Path, dictionary: Dictionary) -> None:
-        self._path = path
+        self.path = path
         self._dictionary = dictionary
         self._seen = self._state()
         self.settings = self._read()
@@ -66,11 +66,11 @@ class RouteFile:
         try:
             self._rules = rules_of(self._read())
         except Exception as error:  # whatever is wrong with it, it must be told of
-            said = f"{self._path} cannot be read: {type(error).__name__}."
+            said = f"{self.path} cannot be read: {type(error).__name__}."
             self.trouble = (
                 f"{error.sentence if isinstance(error, SettingsError) else said} The routes of "
                 f"{self.since} are followed until the file is mended; `segnode routes check "
-                f"--config {self._path}` says more."
+                f"--config {self.path}` says more."
             )
             log.error(self.trouble)
             return
@@ -79,14 +79,14 @@ class RouteFile:
         log.info("routes read", extra={"routes": len(self._rules.routes)})
 
     def _read(self) -> Settings:
-        settings = load_settings(self._path)
+        settings = load_settings(self.path)
         for sentence in about_keywords(settings, self._dictionary):
-            raise SettingsError(f"{self._path}: {sentence}")
+            raise SettingsError(f"{self.path}: {sentence}")
         return settings
 
     def _state(self) -> tuple[int, int, int]:
         try:
-            stat = self._path.stat()
+            stat = self.path.stat()
         except OSError:  # an editor may put the new file in the old one's place
             return 0, 0, 0
         return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -99,7 +99,7 @@ def test_a_study_of_seven_reconstructions_gives_one_job() -> None:
         "series 4 was chosen: thin_slices wants the one with 1 mm, this one has 5 mm",
         "series 4 was chosen: soft_kernel wants the one with kernel soft, "
         "this one has kernel sharp",
-        "every condition holds",
+        "the best of 4 series that fit",
         "Image Type says SECONDARY, and derived series are not wanted",
         "series 4 was chosen: thin_slices wants the one with 1 mm, "
         "this one has slice_spacing_mm unknown",

@@ -143,7 +143,7 @@ def test_every_answer_forbids_scripts_frames_and_copies(pages: FlaskClient, ledg
         assert headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'self'")
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
         assert headers["X-Content-Type-Options"] == "nosniff"
-        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Referrer-Policy"] == "same-origin"
         assert headers["Cache-Control"] == ("no-cache" if "static" in address else "no-store")
 
 

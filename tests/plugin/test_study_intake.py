@@ -98,7 +98,7 @@ def test_a_study_is_decided_when_it_is_quiet_and_not_before(
     assert reasons(ledger) == {
         "1.7": "series 8 was chosen: most_images wants the one with 5 images, this one has "
         "2 images",
-        "1.8": "every condition holds",
+        "1.8": "the best of 2 series that fit",
     }
 
 

@@ -23,11 +23,10 @@ from segnode_contract.ledger import IntakeLedger, LedgerView
 from segnode_contract.settings import load_settings
 from segnode_plugin.deciding import Known
 from segnode_plugin.explaining import (
-    STARTED_ANEW,
     Explained,
-    Word,
     explained,
     studies_since,
+    to_reopen,
     words_on,
 )
 
@@ -129,10 +128,9 @@ def replay(data: Path, since: datetime, *, run: bool, as_json: bool) -> None:
     with opened(data) as node:
         for study in studies_since(node.listing.studies(), since):
             words = words_on(node.listing, study, node.known)
-            found = [row for row in explained(words, node.view) if row.taken]
-            rows += found
-            if any(row.state in STARTED_ANEW for row in found):
-                again += _images(words, node.known)
+            found = explained(words, node.view)
+            rows += [row for row in found if row.taken]
+            again += to_reopen(words, found, node.known)
         if run and again:
             _reopen(node.intake, again)
     if as_json:
@@ -140,12 +138,6 @@ def replay(data: Path, since: datetime, *, run: bool, as_json: bool) -> None:
     else:
         _print_replay(rows)
     _tell(rows, len(again), run=run)
-
-
-def _images(words: list[Word], known: Known) -> list[str]:
-    """Return the series of a study that are no results of ours, by Orthanc id."""
-    series = {word.facts.orthanc_id: word.facts.series_uid for word in words}
-    return [orthanc_id for orthanc_id, uid in series.items() if not known.ours(uid)]
 
 
 def _reopen(intake: IntakeLedger, series: list[str]) -> None:

@@ -18,12 +18,13 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # without any, a form of ours has the Origin "null"
     "X-Content-Type-Options": "nosniff",
 }
 """For every answer that does not say otherwise, as the viewer's do."""
 
 _SENTENCES = {
+    403: "This needs an administrator, and a form of ours: open the page again.",
     404: "There is nothing at this address.",
     405: "Pages are for reading; nothing can be changed here.",
 }
@@ -55,7 +56,7 @@ def create_app(
     app = Flask(__name__, static_url_path="/segnode/static")
     # whoever serves us writes one line; Flask's own would hold the error's text, a name maybe
     app.config["PROPAGATE_EXCEPTIONS"] = True
-    app.context_processor(lambda: {"node": settings.node.name})
+    app.context_processor(lambda: {"node": settings.node.name, "blueprints": app.blueprints})
     app.register_blueprint(job_pages(view, describe, trouble))
     for blueprint in blueprints:
         app.register_blueprint(blueprint)

@@ -110,9 +110,11 @@ def _job(view: LedgerView, describe: Describe, key: str) -> str:
         abort(404)
     job = found.row
     card = view.card(job.model, job.model_digest)
+    first = view.job(job.builds_on) if job.builds_on else None
     return render_template(
         "job.html",
         job=job,
+        first=first.row if first else None,
         runs=found.runs,
         events=found.events,
         words=describe(job.study_uid),
