@@ -6,6 +6,8 @@ import json
 import uuid
 from typing import Any, Protocol
 
+from segnode_plugin.facts import RETIRED
+
 _ARCHIVE_ID = 5357  # a global property of ours; Orthanc keeps those below 1024 for itself
 _UNKNOWN_RESOURCE = (7, 17)  # InexistentItem, UnknownResource: orthanc.ErrorCode
 
@@ -43,14 +45,19 @@ class OrthancArchive:
 
     def vr(self, keyword: str) -> str | None:
         """Return the value representation of a keyword (PS3.6), None for one that is not known."""
-        try:
-            entry = self._orthanc.LookupDictionary(keyword)
-        except (TypeError, self._orthanc.OrthancException):  # the first by plugin 4.0
+        entry = self._entry(keyword) or self._entry(f"{RETIRED}{keyword}")
+        if entry is None:
             return None
         number = entry["ValueRepresentation"]
         names = self._orthanc.ValueRepresentation
         known = {int(getattr(names, name)): name for name in dir(names) if len(name) == 2}
         return known.get(int(number), "UN")
+
+    def _entry(self, name: str) -> Any:
+        try:
+            return self._orthanc.LookupDictionary(name)
+        except (TypeError, self._orthanc.OrthancException):  # the first by plugin 4.0
+            return None
 
     def keywords(self) -> tuple[str, ...]:
         """Return nothing: Orthanc does not list its dictionary."""

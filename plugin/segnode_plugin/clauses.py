@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from segnode_contract.condition import NUMBERS, Clause, Condition
-from segnode_plugin.facts import SeriesFacts
+from segnode_plugin.facts import RETIRED, SeriesFacts
 
 _LONGEST = 128
 """So much of a value is looked at: a pattern's time grows with it."""
@@ -94,7 +94,7 @@ def _reach(tags: Any, path: list[str]) -> Iterator[str]:
         for item in tags[:64]:
             yield from _reach(item, path)
     elif isinstance(tags, Mapping) and path:
-        yield from _reach(tags.get(path[0]), path[1:])
+        yield from _reach(tags.get(path[0], tags.get(f"{RETIRED}{path[0]}")), path[1:])
     elif isinstance(tags, str) and not path:
         yield tags
 

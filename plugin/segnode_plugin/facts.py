@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from segnode_plugin.acquisition import contrast, kernel_class
 from segnode_plugin.shape import Shape, shape_of
 
+RETIRED = "RETIRED_"
+"""What DCMTK, and Orthanc with it, puts before the keyword of a retired attribute."""
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
 """PS3.5 6.2: no backslash, no control character."""

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 from pydicom import Dataset
 
 from segnode_cli.ct_series import ct_series
@@ -34,6 +35,15 @@ where.all = [
   { fact = "calling_aet", equals = "SEGNODE_SEND" },
   { not = { attribute = "SeriesDescription", contains = "bone" } },
 ]
+"""
+
+
+LATER = """
+[[routes]]
+name = "{name}"
+model = "ct-lung-density"
+modality = "CT"
+where = {{ attribute = "ProtocolName", equals = "{name}" }}
 """
 
 
@@ -133,16 +143,9 @@ def test_a_route_that_is_added_later_is_replayed(node: Node, tmp_path: Path) -> 
     z, y, x = chest_phantom().spacing_mm
     series = ct_series(chest_phantom().hu[:30, ::4, ::4], spacing_mm=(z, 4 * y, 4 * x))
     for image in series:
-        image.ProtocolName = "only this one"
+        image.ProtocolName = "later"
     [first] = send_and_wait(node, series, tmp_path, count=1)
-    later = """
-[[routes]]
-name = "later"
-model = "ct-lung-density"
-modality = "CT"
-where = { attribute = "ProtocolName", equals = "only this one" }
-"""
-    config.write_text(before + later)
+    config.write_text(before + LATER.format(name="later"))
     shown = replayed(node)
     assert shown.count(("later", "missing")) == 1
     time.sleep(3)
@@ -153,6 +156,34 @@ where = { attribute = "ProtocolName", equals = "only this one" }
     assert jobs[first.route] == first
     assert ("later", "done") in replayed(node)
     assert ("later", "missing") not in replayed(node)
+    config.write_text(before)
+
+
+def test_an_administrator_replays_in_the_browser(
+    node: Node, chromium: Browser, tmp_path: Path
+) -> None:
+    config = Path(node.environment()["SEGNODE_CONFIG"])
+    before = config.read_text()
+    z, y, x = chest_phantom().spacing_mm
+    series = ct_series(chest_phantom().hu[:30, ::4, ::4], spacing_mm=(z, 4 * y, 4 * x))
+    for image in series:
+        image.ProtocolName = "by hand"
+    [first] = send_and_wait(node, series, tmp_path, count=1)
+    config.write_text(before + LATER.format(name="by hand"))
+    login = {"username": "admin", "password": node.passwords["admin"]}
+    tab = chromium.new_context(http_credentials=login).new_page()
+    day = (datetime.now() - timedelta(days=1)).strftime("%Y-%m-%d")
+    tab.goto(f"{node.url}/segnode/replay")
+    tab.fill("#since", day)
+    tab.click("text=Look")
+    assert tab.locator(".chip.missing").count() > 0
+    tab.click("text=Start what is missing")
+    assert "series were given back to intake" in tab.locator(".good").inner_text()
+    jobs = {job.route: job for job in wait_for_jobs(node, first.study_uid, 2)}
+    assert jobs["by hand"].state == "done"
+    tab.goto(f"{node.url}/segnode/studies/{first.study_uid}/explain")
+    assert tab.locator(".chip.done").count() >= 2
+    tab.context.close()
     config.write_text(before)
 
 

@@ -27,7 +27,10 @@ from .test_road import ask, peer
 ROUTES = """
 [[priorities]]
 priority = "stat"
-where = { attribute = "RequestedProcedurePriority", one_of = ["STAT", "HIGH"] }
+where.any = [
+  { attribute = "RequestedProcedurePriority", one_of = ["STAT", "HIGH"] },
+  { attribute = "StudyPriorityID", equals = "HIGH" },
+]
 
 [[routes]]
 name = "best"
@@ -233,10 +236,15 @@ def test_other_pixels_under_known_uids_are_reported_and_no_overlay_is_shown(
     assert kept == first.objects[0].series_uid
 
 
-def test_priority_comes_from_the_images(node: Node, tmp_path: Path) -> None:
-    series = visit("urgent")["Thorax 6.0"]
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("RequestedProcedurePriority", "STAT"), ("StudyPriorityID", "HIGH")]
+)
+def test_priority_comes_from_the_images(
+    node: Node, tmp_path: Path, keyword: str, value: str
+) -> None:
+    series = visit(f"urgent {keyword}")["Thorax 6.0"]
     for image in series:
-        image.RequestedProcedurePriority = "STAT"
+        setattr(image, keyword, value)
     study_uid = give(node, series, tmp_path / "urgent")
     assert tissue(node, study_uid).priority == "stat"
 
