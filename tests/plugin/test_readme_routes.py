@@ -11,6 +11,7 @@ import pytest
 
 from segnode_contract.route import Route
 from segnode_contract.settings import load_settings
+from segnode_plugin.choosing import choose
 from segnode_plugin.facts import SeriesFacts
 from segnode_plugin.routing import verdict
 
@@ -105,4 +106,28 @@ CODED = {"ProcedureCodeSequence": [{"CodeMeaning": "CT of chest"}]}
 def test_the_right_route_takes_it(
     routes: tuple[Route, ...], facts: SeriesFacts, takers: list[str]
 ) -> None:
-    assert [route.name for route in routes if verdict(route, facts).taken] == takers
+    alone = [route for route in routes if route.trigger == "series"]
+    assert [route.name for route in alone if verdict(route, facts).taken] == takers
+
+
+def test_the_best_series_of_a_study_is_taken_on_trial(routes: tuple[Route, ...]) -> None:
+    [best] = [route for route in routes if route.trigger == "study"]
+    given = (
+        replace(like(slice_spacing_mm=5.0), series_uid="1.2.1"),
+        replace(like(kernel="SOFT"), series_uid="1.2.2"),
+        replace(like(kernel="SHARP"), series_uid="1.2.3"),
+        replace(like(image_type=("ORIGINAL", "PRIMARY", "LOCALIZER")), series_uid="1.2.4"),
+    )
+    [[chosen]] = choose(best, given, 60.0).groups
+    assert chosen.series_uid == "1.2.2"
+    assert best.shadow
+
+
+def test_the_example_of_several_series_is_one(tmp_path: Path) -> None:
+    [block] = re.findall(
+        r"    \[\[routes\]\]\n    name = \"brain\".*?\n    \]\n", README.read_text(), re.DOTALL
+    )
+    file = tmp_path / "segnode.toml"
+    file.write_text('[node]\nname = "readme"\n' + block)
+    [route] = load_settings(file).routes
+    assert [one.role for one in route.series] == ["t1", "flair"]
