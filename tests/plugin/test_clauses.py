@@ -173,3 +173,9 @@ def test_kernels_of_four_vendors(word: Any, kind: str) -> None:
 )
 def test_contrast_is_told_where_an_agent_is_named(agent: Any, told: str) -> None:
     assert contrast(agent) == told
+
+
+def test_a_retired_attribute_is_found_under_orthancs_name() -> None:
+    wanted = where('{ attribute = "StudyPriorityID", equals = "HIGH" }')
+    assert refusal(wanted, facts(RETIRED_StudyPriorityID="HIGH")) is None
+    assert refusal(wanted, facts(RETIRED_StudyPriorityID="LOW")) is not None

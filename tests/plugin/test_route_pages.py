@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import html
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ from segnode_plugin.web.routes import RoutePages
 from .rows import queue_job
 from .test_intake import Archive, announce
 
+SECRET = b"made up"
 SCRIPT = "<script>alert(1)</script>"
 FILE = """\
 [node]
@@ -100,6 +102,7 @@ def pages(ledger: Ledger, archive: Listed, file: Path) -> FlaskClient:
         intake=IntakeLedger(ledger),
         view=LedgerView(ledger),
         settings=routes.settings,
+        secret=SECRET,
     )
     app = create_app(LedgerView(ledger), settings=routes.settings, blueprints=[made.blueprint()])
     app.testing = True
@@ -220,3 +223,8 @@ def test_nobody_else_starts_anything(pages: FlaskClient) -> None:
     assert start(pages, "admin", token="é") == 403
     assert start(pages, "admin", token=form, since="never") == 400
     assert start(pages, "admin", token=form, count="100000") == 400
+
+
+def test_a_viewer_with_a_token_starts_nothing_either(pages: FlaskClient) -> None:
+    own = hmac.digest(SECRET, b"viewer", "sha256").hex()
+    assert start(pages, "viewer", token=own) == 403
