@@ -68,8 +68,24 @@ def test_another_series_is_laid_on_the_first_by_millimetres(
     assert np.abs(laid_on(other, grid, "t1") - at(grid)).max() < 1e-3
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_series_on_the_very_same_grid_is_laid_as_it_is(seed: int) -> None:
+    dice = np.random.default_rng(seed)
+    turn = tuple(dice.uniform(-180, 180, 3))
+    grid = ramp((6, 9, 8), (2.0, 0.7, 0.9), (turn[0], turn[1], turn[2]))
+    shifted = grid.affine.copy()
+    shifted[:3, 3] += dice.uniform(-300, 300, 3)
+    grid = hd.Volume(grid.array, shifted, coordinate_system="PATIENT", frame_of_reference_uid="1")
+    grid = grid.with_array(at(grid))
+    rounded = hd.Volume(
+        grid.array, shifted.round(6), coordinate_system="PATIENT", frame_of_reference_uid="1"
+    )
+    for other in (grid, rounded):
+        assert np.abs(laid_on(other, grid, "t1") - grid.array).max() < 0.01
+
+
 def test_outside_of_a_series_lies_its_least_value() -> None:
-    grid, small = ramp((9, 40, 40), (1.0, 1.0, 1.0)), ramp((9, 10, 10), (1.0, 1.0, 1.0))
+    grid, small = ramp((9, 40, 40), (1.0, 1.0, 1.0)), ramp((9, 30, 30), (1.0, 1.0, 1.0))
     laid = laid_on(small, grid, "t1")
     assert laid[4, 0, 0] == small.array.min()
     assert abs(laid[4, 20, 20] - at(grid)[4, 20, 20]) < 1e-3
@@ -83,6 +99,13 @@ def test_another_frame_of_reference_is_refused() -> None:
     with pytest.raises(UnsuitableSeries, match="without registration") as raised:
         laid_on(other, grid, "flair")
     assert raised.value.code == "other-frame"
+
+
+def test_a_series_that_covers_less_than_half_is_refused() -> None:
+    grid, small = ramp((9, 40, 40), (1.0, 1.0, 1.0)), ramp((9, 20, 20), (1.0, 1.0, 1.0))
+    with pytest.raises(UnsuitableSeries, match="covers 25% of the first one") as raised:
+        laid_on(small, grid, "flair")
+    assert raised.value.code == "apart"
 
 
 def test_a_series_of_another_place_is_refused() -> None:

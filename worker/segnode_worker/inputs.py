@@ -19,6 +19,10 @@ from segnode_contract.errors import ModelFailed, UnsuitableSeries
 from segnode_worker.instance import BROKEN
 from segnode_worker.stack import Stack, stack_series
 
+_LEAST_COVERED = 0.5
+_HALF = 0.501
+"""Of a voxel."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriorResult:
@@ -119,7 +123,7 @@ def _check_roles(fetched: Fetched, card: Card) -> None:
 def laid_on(volume: hd.Volume, grid: hd.Volume, role: str) -> NDArray[np.float32]:
     """Return a volume's values on another's grid, trilinear between voxels' centres.
 
-    Outside of the volume lies its least value. Nothing is registered: both must have been
+    Outside of the volume's voxels lies its least value. Nothing is registered: both must have been
     acquired in one frame of reference (PS3.3 C.7.4.1).
 
     Parameters
@@ -135,7 +139,7 @@ def laid_on(volume: hd.Volume, grid: hd.Volume, role: str) -> NDArray[np.float32
     Raises
     ------
     UnsuitableSeries
-        If they have different frames of reference, or lie apart.
+        If they have different frames of reference, or the volume covers too little of the grid.
     """
     if volume.frame_of_reference_uid != grid.frame_of_reference_uid:
         raise UnsuitableSeries(
@@ -144,19 +148,6 @@ def laid_on(volume: hd.Volume, grid: hd.Volume, role: str) -> NDArray[np.float32
             code="other-frame",
         )
     to_index = np.linalg.inv(volume.affine) @ grid.affine
-    corners = np.array(
-        [
-            [*(s * (n - 1) for s, n in zip(which, grid.spatial_shape, strict=True)), 1.0]
-            for which in np.ndindex(2, 2, 2)
-        ]
-    )
-    reached = (to_index @ corners.T)[:3]
-    size = np.array(volume.spatial_shape)
-    if (reached.max(axis=1) < 0).any() or (reached.min(axis=1) > size - 1).any():
-        raise UnsuitableSeries(
-            f"The series '{role}' lies elsewhere in the patient than the first one.",
-            code="apart",
-        )
     values = volume.array.astype(np.float32)
     laid: NDArray[np.float32] = affine_transform(
         values,
@@ -164,10 +155,39 @@ def laid_on(volume: hd.Volume, grid: hd.Volume, role: str) -> NDArray[np.float32
         offset=to_index[:3, 3],
         output_shape=grid.spatial_shape,
         order=1,
-        mode="constant",
-        cval=float(values.min()),
+        mode="nearest",
     )
+    covered = 0
+    for number in range(len(laid)):
+        inside = _inside(to_index, number, laid.shape[1:], volume.spatial_shape)
+        laid[number][~inside] = values.min()
+        covered += int(np.count_nonzero(inside))
+    if covered < _LEAST_COVERED * laid.size:
+        raise UnsuitableSeries(
+            f"The series '{role}' covers {covered / laid.size:.0%} of the first one; at least "
+            f"{_LEAST_COVERED:.0%} is needed.",
+            code="apart",
+        )
     return laid
+
+
+def _inside(
+    to_index: NDArray[np.float64],
+    number: int,
+    plane: tuple[int, ...],
+    size: tuple[int, ...],
+) -> NDArray[np.bool_]:
+    """Return which pixels of a slice of the grid lie in a voxel of the other volume.
+
+    A voxel reaches half its size beyond its centre, and a little more for what rounding does.
+    """
+    rows, columns = np.arange(plane[0])[:, None], np.arange(plane[1])[None, :]
+    inside = np.ones(plane, np.bool_)
+    for axis, count in enumerate(size):
+        by_slice, by_row, by_column, start = to_index[axis]
+        index = by_slice * number + by_row * rows + by_column * columns + start
+        inside &= (index >= -_HALF) & (index <= count - 1 + _HALF)
+    return inside
 
 
 def labels_of(prior: PriorResult, stack: Stack) -> NDArray[np.uint8]:

@@ -157,9 +157,9 @@ def _check_not_stored(claim: Claim, archive: Archive, objects: Sequence[ResultOb
         if archive.fetch_instance(claim.study_uid, each.series_uid, each.instance_uid) is not None:
             raise ImagesChanged(
                 "The archive holds other pixels or positions now, under the same UIDs, than those "
-                f"that the {each.role} in series {each.series_uid} was made from: one of both is "
-                "wrong. Delete that series in the archive, then `segnode retry` makes it from the "
-                "images as they are."
+                f"that the {each.role} in series {each.series_uid} was made from (or another "
+                "result on which it builds): one of both is wrong. Delete that series in the "
+                "archive, then `segnode retry` makes it from the images as they are."
             )
 
 
