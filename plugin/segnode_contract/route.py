@@ -99,6 +99,7 @@ def check_routes(routes: Sequence[Route], rules: Sequence[PriorityRule]) -> None
             raise SettingsError(f"{where} wait_s is {route.wait_s:g}; it cannot be negative.")
         _check_choice(route, where)
         _check_after(route, routes[: number - 1], where)
+        _check_model(route, routes[: number - 1], where)
 
 
 def _check_choice(route: Route, where: str) -> None:
@@ -145,6 +146,17 @@ def _check_after(route: Route, above: Sequence[Route], where: str) -> None:
             f"{where} comes after '{route.after}', which decides on whole studies; add "
             'trigger = "study" here too.'
         )
+
+
+def _check_model(route: Route, above: Sequence[Route], where: str) -> None:
+    for other in above:
+        same = (route.model, route.shadow) == (other.model, other.shadow)
+        if same and route.after != other.after and route.trigger != other.trigger:
+            raise SettingsError(
+                f"{where} runs the model of '{other.name}', on the result of another route and at "
+                "another moment, so that each would take the other's place; give both the same "
+                "trigger."
+            )
 
 
 def _known(word: str, known: Sequence[str], where: str, key: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 import pytest
+from sqlalchemy import text
 
 from segnode_contract.errors import PriorMissing, UnsuitableSeries
 from segnode_contract.findings import Findings, Measurement
@@ -249,6 +250,41 @@ def test_what_builds_on_a_superseded_job_goes_with_it(ledger: Ledger) -> None:
     first, then = chain(ledger)
     arrive(ledger, job(3, series_uids=first.series_uids))
     assert (state(ledger, first), state(ledger, then)) == ("superseded", "superseded")
+
+
+def test_a_job_comes_as_soon_as_the_most_urgent_route_that_wants_it(ledger: Ledger) -> None:
+    arrive(ledger, job(1, Priority.BACKGROUND), job(1, Priority.STAT, route="emergency"))
+    arrive(ledger, job(2), of="o2")
+    assert number(take(ledger)) == 1
+
+
+def test_an_urgent_job_hurries_the_one_that_it_builds_on(ledger: Ledger) -> None:
+    arrive(ledger, job(1))
+    arrive(
+        ledger,
+        job(2),
+        job(3, Priority.STAT, model="n", builds_on=f"{2:064x}"),
+        of="o2",
+    )
+    assert number(take(ledger)) == 2
+
+
+def test_images_that_came_again_under_a_running_job_start_it_anew(ledger: Ledger) -> None:
+    arrive(ledger, job(1))
+    old = the(take(ledger))
+    arrive(ledger, replace(job(1), last_instance_at=9.0))
+    with pytest.raises(LeaseLost):
+        worker(ledger).heartbeat(old)
+    assert the(take(ledger)).key == old.key
+
+
+def test_idle_is_since_the_last_image_that_is_none_of_ours(ledger: Ledger) -> None:
+    intake = IntakeLedger(ledger)
+    assert intake.idle_s(["o1"]) == float("inf")
+    arrive(ledger, job(1))
+    with ledger.write() as connection:
+        connection.execute(text("update series set last_instance_at = last_instance_at - 100"))
+    assert 99 < intake.idle_s(["o1"]) < 160
 
 
 def test_a_shadow_job_is_done_without_an_object(ledger: Ledger) -> None:

@@ -53,6 +53,45 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, named: str) 
         load(tmp_path, text)
 
 
+BEST = 'trigger = "study"\nprefer = ["thin_slices"]\n'
+NEXT = '[[routes]]\nname = "then"\nmodel = "other"\nmodality = "CT"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (
+            'prefer = ["thin_slices"]\n',
+            r"\[\[routes\]\] 1 has 'prefer', which needs the whole study",
+        ),
+        (BEST.replace("thin_slices", "thin_slice"), "'thin_slices' was probably meant"),
+        ('trigger = "studies"\n', "trigger is 'studies'; one of series, study"),
+        ('priority = "urgent"\n', "one of stat, routine, background"),
+        ("wait_s = -1\n", "cannot be negative"),
+        (BEST + 'series = [{ role = "t1" }]\n', "has 'prefer' beside 'series'"),
+        ('trigger = "study"\nseries = [{ role = "a" }, { role = "a" }]\n', "one word of its own"),
+        ('trigger = "study"\nseries = [{ role = "a b" }]\n', "one word of its own"),
+        ('trigger = "study"\nseries = [{ rol = "a" }]\n', "'role' was probably meant"),
+        ("shadow = true\n" + NEXT + 'after = "any CT"\n', "kept out of the archive"),
+        (NEXT + 'after = "any Ct"\n', "no route above it; 'any CT' was probably meant"),
+        ('after = "then"\n' + NEXT, "no route above it"),
+        (BEST + NEXT + 'after = "any CT"\n', "decides on whole studies; add"),
+        (
+            NEXT + 'after = "any CT"\n' + NEXT.replace('"then"', '"again"') + 'trigger = "study"\n',
+            "give both the same trigger",
+        ),
+        ("[background]\nfrom_hour = 20\nto_hour = 25\n", "no window of a day"),
+        ("[background]\none_in = 1\n", "nothing else runs"),
+        ("[[priorities]]\npriority = 'stat'\n", "has no 'where'"),
+    ],
+)
+def test_routes_that_contradict_themselves_are_refused(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    with pytest.raises(SettingsError, match=named):
+        load(tmp_path, GOOD + text)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.toml"):
         load_settings(tmp_path / "nowhere.toml")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, and_, case, exists, select, update
+from sqlalchemy import Connection, and_, case, exists, func, select, update
 
 from segnode_contract.job import JobState, NewJob
 from segnode_contract.ledger import schema
@@ -277,6 +277,21 @@ class IntakeLedger:
                 ).where(table.c.archive_id == archive_id, table.c.orthanc_id.in_(series))
             ).all()
         return [SeriesOfStudy(**row._asdict()) for row in rows]
+
+    def idle_s(self, series: Collection[str]) -> float:
+        """Return how long ago an image came to any of `series` (Orthanc ids) last.
+
+        Infinitely long where nothing was noted of them; results of ours do not count.
+        """
+        table, result = schema.series, schema.result
+        with self._ledger.read() as connection:
+            idle: float | None = connection.scalar(
+                select(now_s() - func.max(table.c.last_instance_at)).where(
+                    table.c.orthanc_id.in_(series),
+                    ~exists().where(result.c.series_uid == table.c.series_uid),
+                )
+            )
+        return float("inf") if idle is None else idle
 
     def decide_study(self, archive_id: str, decision: StudyDecision) -> list[str]:
         """Store a study's decision, its jobs and their rings in one transaction.

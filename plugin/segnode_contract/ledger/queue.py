@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, select, update
 
 from segnode_contract.errors import SeriesChanged
-from segnode_contract.job import OPEN_STATES, RETRIED, JobState, NewJob
+from segnode_contract.job import OPEN_STATES, RETRIED, JobState, NewJob, Priority
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.events import record
@@ -34,9 +34,11 @@ def queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
     columns = [table.c[name] for name in (*place, "state", "error_code")]
     known = connection.execute(select(*columns).where(table.c.key == job.key)).first()
     if known is not None and not _comes_back(connection, job, known, place):
+        _hurry(connection, job.key, job.priority)
         return False
-    _supersede_others(connection, job, place)
+    # the job that it builds on is locked before any other, as by who ends that one
     state = _first_state(connection, job)
+    _supersede_others(connection, job, place)
     fresh = {
         "state": state,
         "not_before": now_s(),
@@ -68,20 +70,33 @@ def queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
     return True
 
 
+def _hurry(connection: Connection, key: str, priority: Priority) -> None:
+    """Let a job that has not begun come as soon as the most urgent of those who want it."""
+    job = schema.job
+    waits = job.c.state.in_((JobState.QUEUED, JobState.WAITING))
+    connection.execute(
+        update(job)
+        .where(job.c.key == key, waits, job.c.priority > int(priority))
+        .values(priority=int(priority), updated_at=now_s())
+    )
+
+
 def release(connection: Connection, key: str) -> None:
     """Queue the jobs that waited for job `key`, which is done."""
     job = schema.job
     waiting = and_(job.c.builds_on == key, job.c.state == JobState.WAITING)
     for child, lane in connection.execute(select(job.c.key, job.c.lane).where(waiting)).all():
-        connection.execute(
+        released = connection.execute(
             update(job)
-            .where(job.c.key == child)
+            # it may have been superseded since it was read
+            .where(job.c.key == child, job.c.state == JobState.WAITING)
             .values(
                 state=JobState.QUEUED, not_before=now_s(), tried_since=now_s(), updated_at=now_s()
             )
         )
-        _ring(connection, child, lane)
-        record(connection, child, "ledger", str(JobState.QUEUED), f"job {key} is done")
+        if released.rowcount:
+            _ring(connection, child, lane)
+            record(connection, child, "ledger", str(JobState.QUEUED), f"job {key} is done")
 
 
 def _first_state(connection: Connection, job: NewJob) -> JobState:
@@ -92,6 +107,7 @@ def _first_state(connection: Connection, job: NewJob) -> JobState:
     first = connection.scalar(
         select(table.c.state).where(table.c.key == job.builds_on).with_for_update()
     )
+    _hurry(connection, job.builds_on, job.priority)
     return JobState.QUEUED if first == JobState.DONE else JobState.WAITING
 
 
@@ -105,15 +121,15 @@ def _comes_back(
     came = known.last_instance_at < job.last_instance_at
     elsewhere = known.study_uid != job.study_uid
     moved = elsewhere or known.archive_id != place["archive_id"]
-    if known.state == JobState.RUNNING and not moved:
-        return False
+    if known.state == JobState.RUNNING and not (came or moved):
+        return False  # what runs may have fetched other pixels than those that came
     if came or moved:
         _doubt(connection, job.key, known.state, elsewhere=elsewhere)
     match known.state:
         case JobState.SUPERSEDED | JobState.RUNNING:
             return True
-        case JobState.DONE if came or moved:
-            return not job.shadow  # it was measured, and has nothing in the archive
+        case JobState.DONE if (came or moved) and not job.shadow:
+            return True
         case JobState.FAILED | JobState.DEAD if came and known.error_code == SeriesChanged.code:
             return True
     if came or moved:
