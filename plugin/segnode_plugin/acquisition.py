@@ -28,7 +28,8 @@ _SHARP = (
 )
 """Words of GE and Philips."""
 _NO_AGENT = re.compile(
-    r"(NO|NONE|N|0|WITHOUT|W/O|OHNE|SANS|SENZA|SIN|NATIVE?|UNENHANCED|NON[- ](CONTRAST|ENHANCED))\b"
+    r"(NO|NONE|N|0(?!\S)|WITHOUT|W/O|OHNE|SANS|SENZA|SIN|NATIVE?|UNENHANCED|"
+    r"NON[- ](CONTRAST|ENHANCED))(?!\w)"
 )
 
 

@@ -76,16 +76,16 @@ def _together(route: Route, series: Sequence[SeriesFacts], idle_s: float, *, quo
         [verdict(_as_route(route, one), facts, quote=quote) for facts in series]
         for one in route.series
     ]
-    chosen: dict[str, SeriesFacts] = {}
+    chosen = _match(route.series, series, every)
     for one, said in zip(route.series, every, strict=True):
-        used = {id(facts) for facts in chosen.values()}
-        free = [
-            replace(each, taken=each.taken and id(facts) not in used)
-            for each, facts in zip(said, series, strict=True)
-        ]
-        best, said[:] = _best(one.prefer, series, free)
-        if best:
-            chosen[one.role] = best
+        best = chosen.get(one.role)
+        if best is not None:
+            said[:] = [
+                replace(each, taken=False, reason=_worse(one.prefer, facts, best))
+                if each.taken and facts is not best
+                else each
+                for each, facts in zip(said, series, strict=True)
+            ]
     missing = [one.role for one in route.series if one.role not in chosen]
     waits = bool(missing) and idle_s < route.wait_s
     goes_on = not missing or (
@@ -105,6 +105,46 @@ def _together(route: Route, series: Sequence[SeriesFacts], idle_s: float, *, quo
         roles=tuple(chosen),
         waits=waits and bool(chosen),
     )
+
+
+def _match(
+    required: Sequence[RequiredSeries],
+    series: Sequence[SeriesFacts],
+    every: Sequence[Sequence[Verdict]],
+) -> dict[str, SeriesFacts]:
+    """Give as many roles as can be a series of their own, each the best that is free.
+
+    A role gives its series up only where another would have none, and it has one besides
+    (Kuhn's algorithm).
+    """
+    fit = [_ranked(one.prefer, series, said) for one, said in zip(required, every, strict=True)]
+    taken: dict[int, int] = {}
+
+    def find(role: int, tried: set[int]) -> bool:
+        for place in fit[role]:
+            if place not in taken:
+                taken[place] = role
+                return True
+        for place in fit[role]:
+            if place not in tried:
+                tried.add(place)
+                if find(taken[place], tried):
+                    taken[place] = role
+                    return True
+        return False
+
+    for role in range(len(required)):
+        find(role, set())
+    of_role = {role: series[place] for place, role in taken.items()}
+    return {one.role: of_role[n] for n, one in enumerate(required) if n in of_role}
+
+
+def _ranked(
+    prefer: Sequence[str], series: Sequence[SeriesFacts], said: Sequence[Verdict]
+) -> list[int]:
+    """Return the places of the series that were taken, the best first."""
+    fit = (place for place, one in enumerate(said) if one.taken)
+    return sorted(fit, key=lambda place: _order(prefer, series[place]))
 
 
 def _as_role(
@@ -147,7 +187,7 @@ def _best(
     fit = [facts for facts, one in zip(series, said, strict=True) if one.taken]
     if not fit:
         return None, list(said)
-    best = min(fit, key=lambda facts: (*(_rank(word, facts) for word in prefer), facts.series_uid))
+    best = min(fit, key=lambda facts: _order(prefer, facts))
     if len(fit) == 1:
         return best, list(said)
     return best, [
@@ -158,6 +198,10 @@ def _best(
         else replace(one, taken=False, reason=_worse(prefer, facts, best))
         for facts, one in zip(series, said, strict=True)
     ]
+
+
+def _order(prefer: Sequence[str], facts: SeriesFacts) -> tuple[float | str, ...]:
+    return (*(_rank(word, facts) for word in prefer), facts.series_uid)
 
 
 def _rank(word: str, facts: SeriesFacts) -> float:

@@ -97,6 +97,10 @@ def decide(arrived: Arrived, known: Known) -> Outcome:
                             verdicts[place], taken=job.waits, reason=job.reason
                         )
             elif decides:
+                first = made.get((route.after, uids))
+                if isinstance(first, NewJob) and first not in outcome.jobs:
+                    # of a route that decides on series; its job may be of an older model still
+                    outcome.jobs.append(first)
                 outcome.jobs.append(job)
         outcome.waits |= choice.waits and decides
         if decides or arrived.trigger == "series":

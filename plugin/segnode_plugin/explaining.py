@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -16,7 +16,6 @@ MISSING = "missing"
 """How a job stands that was never made."""
 STARTED_ANEW = (MISSING, str(JobState.SUPERSEDED))
 """Jobs that intake makes, or brings back, when their series are decided again."""
-_LONG_AGO_S = float("inf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,17 +51,26 @@ class Explained:
     """Of that job, or `MISSING`; empty where there is none to be."""
 
 
-def words_on(index: Index, study: str, known: Known) -> list[Word]:
-    """Return every route's word on every series of a study (Orthanc id)."""
+def words_on(
+    index: Index, study: str, known: Known, idle_s: Callable[[Collection[str]], float]
+) -> list[Word]:
+    """Return every route's word on every series of a study (Orthanc id).
+
+    Parameters
+    ----------
+    idle_s
+        As `IntakeLedger.idle_s`.
+    """
     listed = index.get(f"/studies/{study}") or {}
     found = (series_facts(index, each) for each in listed.get("Series", ()))
     series = tuple(sorted((facts for facts in found if facts is not None), key=_by_number))
     verdicts: dict[tuple[str, str], Verdict] = {}
     jobs: dict[tuple[str, str], NewJob] = {}
     images = tuple(facts for facts in series if not known.ours(facts.series_uid))
+    idle = idle_s(listed.get("Series", ()))
     for group, trigger in (*(((one,), "series") for one in series), (images, "study")):
         outcome = decide(
-            Arrived(series=group, trigger=trigger, came_at=(0.0,) * len(group), idle_s=_LONG_AGO_S),
+            Arrived(series=group, trigger=trigger, came_at=(0.0,) * len(group), idle_s=idle),
             known,
         )
         for facts, said in zip(group, outcome.verdicts, strict=True):

@@ -38,7 +38,7 @@ _KEPT = ("SOPInstanceUID", "ImagePositionPatient", "ImageOrientationPatient")
 _ARRIVED_KEPT = 5000
 """Of so many series; a series that is not kept is read once more."""
 _FACTS_KEPT = 1000
-"""Facts of so many series are kept for the decision on their study."""
+"""Facts of so many series are kept for when they, or their study, are decided on again."""
 
 
 class Archive(Index, Protocol):
@@ -73,7 +73,9 @@ class Intake:
         self._arrived: dict[str, dict[str, dict[str, Any]]] = {}
         """What was read of instances as they came, by Orthanc ids of series and instance."""
         self._facts: dict[str, tuple[float, SeriesFacts]] = {}
-        """By Orthanc id, with the time of the last instance; for their study's decision."""
+        """By Orthanc id, with the time of the last instance."""
+        self._waiting: set[QuietSeries] = set()
+        """Series that were decided and will be again: their model is not there yet."""
         self._look_at: dict[OpenStudy, float] = {}
         """When undecided studies are looked at next."""
         self._rescan_at = _NEVER
@@ -88,10 +90,16 @@ class Intake:
         self._rescan(archive_id)
         for key in self._ledger.replace_stranded(self._settings.limits.lease_s):
             log.info("job to be made for another model version", extra={"job_key": key})
+        self._decide_series(archive_id)
+        self._decide_studies(archive_id)
+
+    def _decide_series(self, archive_id: str) -> None:
         quiet = self._ledger.quiet(archive_id, self._settings.intake.quiet_s)
         self._asked = {one: self._asked.get(one, _NEVER) for one in quiet}
+        self._waiting &= self._asked.keys()
         enough = time.monotonic() + _TICK_S
-        for one in quiet:
+        # those that were never looked at first: the others wait for a model, say
+        for one in sorted(quiet, key=self._asked.__getitem__):
             if time.monotonic() > enough:
                 return  # new changes first
             if time.monotonic() - self._asked[one] >= _ASK_AGAIN_S:
@@ -99,14 +107,12 @@ class Intake:
                 self._asked[one] = time.monotonic()
                 with _apart("series not decided", one.orthanc_id, told=not first):
                     self._decide(archive_id, one)
-        self._decide_studies(archive_id, enough)
 
-    def _decide_studies(self, archive_id: str, enough: float) -> None:
+    def _decide_studies(self, archive_id: str) -> None:
         studies = self._ledger.open_studies(archive_id)
         self._look_at = {one: self._look_at.get(one, _NEVER) for one in studies}
-        if not studies or len(self._facts) > _FACTS_KEPT:
-            self._facts.clear()
-        for one in studies:
+        enough = time.monotonic() + _TICK_S
+        for one in sorted(studies, key=self._look_at.__getitem__):
             if time.monotonic() > enough:
                 return
             if time.monotonic() >= self._look_at[one]:
@@ -199,12 +205,10 @@ class Intake:
 
     def _decide(self, archive_id: str, quiet: QuietSeries) -> None:
         began = time.monotonic()
-        arrived_tags = self._arrived.pop(quiet.orthanc_id, None)
-        facts = series_facts(self._archive, quiet.orthanc_id, arrived_tags)
+        facts = self._facts_of(quiet)
         if facts is None:
             self._ledger.forget(archive_id, quiet.orthanc_id)
             return
-        self._facts[quiet.orthanc_id] = (quiet.last_instance_at, facts)
         arrived = Arrived(
             series=(facts,),
             trigger="series",
@@ -214,7 +218,9 @@ class Intake:
         known = self._known()
         outcome = decide(arrived, known)
         whole = any(route.trigger == "study" for route in known.routes)
-        whole = whole and not known.ours(facts.series_uid)
+        # a series that waits for its model does not open its study again and again
+        again = quiet in self._waiting
+        whole = whole and not again and not known.ours(facts.series_uid)
         decision = Decision(
             orthanc_id=quiet.orthanc_id,
             last_instance_at=quiet.last_instance_at,
@@ -227,6 +233,12 @@ class Intake:
             study=facts.study_orthanc_id if whole else "",
         )
         made = self._ledger.decide(archive_id, decision)
+        if outcome.waits:
+            self._waiting.add(quiet)
+        else:
+            self._waiting.discard(quiet)
+            if not decision.study:
+                self._facts.pop(quiet.orthanc_id, None)
         _log("series decided", quiet.orthanc_id, made, time.monotonic() - began)
 
     def _known(self) -> Known:
@@ -247,6 +259,9 @@ class Intake:
             return 0.0
         noted = self._ledger.series_of_study(archive_id, listed["Series"])
         images = [one for one in noted if not one.ours]
+        if not images and noted:
+            self._ledger.forget_study(archive_id, study.orthanc_id)
+            return 0.0
         idle_s = min((one.idle_s for one in images), default=0.0)
         quiet_s = max(self._settings.intake.study_quiet_s, self._settings.intake.quiet_s)
         if idle_s < quiet_s or len(noted) < len(listed["Series"]):
@@ -275,17 +290,28 @@ class Intake:
         if made or not outcome.waits:
             _log("study decided", study.orthanc_id, made, time.monotonic() - began)
         if not outcome.waits:
+            waiting = {one.orthanc_id for one in self._waiting}
             for one in images:
-                self._facts.pop(one.orthanc_id, None)
+                if one.orthanc_id not in waiting:
+                    self._facts.pop(one.orthanc_id, None)
         return _ASK_AGAIN_S
 
-    def _facts_of(self, one: SeriesOfStudy) -> SeriesFacts | None:
-        """Return a series' facts, those of its own decision where nothing came since."""
-        at, facts = self._facts.get(one.orthanc_id, (0.0, None))
-        if facts is None or at != one.last_instance_at:
-            return series_facts(self._archive, one.orthanc_id)
-        others = len(self._archive.series_named(facts.series_uid)) - 1 if facts.series_uid else 0
-        return replace(facts, namesakes=max(others, 0))
+    def _facts_of(self, one: QuietSeries | SeriesOfStudy) -> SeriesFacts | None:
+        """Return a series' facts, those read before where nothing came or went since."""
+        at, facts = self._facts.get(one.orthanc_id, (_NEVER, None))
+        if facts is not None and at == one.last_instance_at:
+            now = self._archive.get(f"/series/{one.orthanc_id}")
+            if now and len(now["Instances"]) == len(facts.instance_uids):
+                uid = facts.series_uid
+                others = self._archive.series_named(uid) if uid else []
+                return replace(facts, namesakes=max(len(others) - 1, 0))
+        read = series_facts(self._archive, one.orthanc_id, self._arrived.pop(one.orthanc_id, None))
+        self._facts.pop(one.orthanc_id, None)
+        if read is not None:
+            self._facts[one.orthanc_id] = (one.last_instance_at, read)
+        if len(self._facts) > _FACTS_KEPT:
+            del self._facts[next(iter(self._facts))]  # the oldest
+        return read
 
 
 def _log(what: str, orthanc_id: str, made: Sequence[str], seconds: float) -> None:

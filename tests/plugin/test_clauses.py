@@ -161,6 +161,8 @@ def test_kernels_of_four_vendors(word: Any, kind: str) -> None:
     [
         ("OMNIPAQUE 300", "YES"),
         ("NON IONIC 300", "YES"),
+        ("0.5 ml/kg Gadovist", "YES"),
+        ("0", "NO"),
         ("none", "NO"),
         ("without contrast", "NO"),
         ("W/O", "NO"),

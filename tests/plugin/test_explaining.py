@@ -46,7 +46,7 @@ def known(ledger: Ledger, *routes: Route) -> Known:
 
 
 def ask(archive: Archive, ledger: Ledger, *routes: Route) -> dict[tuple[str, str], Explained]:
-    words = words_on(archive, "study", known(ledger, *routes))
+    words = words_on(archive, "study", known(ledger, *routes), IntakeLedger(ledger).idle_s)
     rows = explained(words, LedgerView(ledger))
     return {(row.series_uid, row.route): row for row in rows}
 
@@ -88,7 +88,7 @@ def test_a_model_that_nobody_has_is_told_of(archive: Archive, ledger: Ledger) ->
 
 
 def test_nothing_is_said_of_a_study_that_is_not_there(ledger: Ledger) -> None:
-    assert words_on(Archive(), "study", known(ledger, CT)) == []
+    assert words_on(Archive(), "study", known(ledger, CT), IntakeLedger(ledger).idle_s) == []
 
 
 def finish(ledger: Ledger) -> str:

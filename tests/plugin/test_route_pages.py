@@ -188,12 +188,12 @@ def test_a_day_that_is_none_shows_the_form(pages: FlaskClient, day: str) -> None
 def test_an_administrator_starts_what_is_missing(
     pages: FlaskClient, ledger: Ledger, archive: Listed, file: Path
 ) -> None:
+    file.write_text(FILE.replace('contains = "thin"', 'contains = "other"'))
     routes = RouteFile(file, archive)
-    archive.metadata = {"7": ["ModifiedFrom"]}
     intake = Intake(archive, IntakeLedger(ledger), routes.settings, routes)
     intake.tick()
     assert LedgerView(ledger).jobs() == []
-    archive.metadata = {}
+    file.write_text(FILE)
     form = token(read(pages, "replay?since=2026-11-24", "admin"))
     assert start(pages, "admin", token=form) == 302
     intake._asked.clear()

@@ -265,3 +265,61 @@ def test_a_first_reading_of_an_archive_makes_background_work(
         "1.7": "background",
         "1.8": "routine",
     }
+
+
+def test_a_series_that_waits_for_its_model_does_not_open_its_study_again(
+    archive: Archive, ledger: Ledger
+) -> None:
+    announce(ledger)
+    absent = Route(name="absent", model="nobody has it", modality="CT")
+    intake = Intake(
+        archive,
+        IntakeLedger(ledger),
+        replace(settings(absent, BEST), intake=IntakeSettings(quiet_s=0.0, study_quiet_s=0.0)),
+    )
+    intake.tick()
+    send(archive, "7", 2)
+    intake.tick()
+    assert jobs(ledger) == {"1.7": "queued"}
+    for _ in range(3):
+        intake._asked.clear()
+        intake.tick()
+        assert IntakeLedger(ledger).open_studies(archive.id) == []
+
+
+def test_what_was_never_looked_at_comes_before_what_waits(
+    archive: Archive, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce(ledger)
+    absent = Route(name="absent", model="nobody has it", modality="CT")
+    mr = Route(name="MR", model="ct-tissue", modality="MR")
+    intake = Intake(archive, IntakeLedger(ledger), settings(absent, mr))
+    intake.tick()
+    for number in range(5):
+        send(archive, f"1{number}", 1)
+    intake.tick()
+    seen: list[str] = []
+    decide = intake._decide
+    monkeypatch.setattr(
+        intake, "_decide", lambda a, one: seen.append(one.orthanc_id) or decide(a, one)
+    )
+    monkeypatch.setattr("segnode_plugin.intake._ASK_AGAIN_S", 0.0)
+    send(archive, "20", 1, Modality="MR")
+    intake.tick()
+    assert seen[0] == "20"
+    assert len(seen) == 6
+
+
+def test_a_study_of_which_only_our_result_is_left_is_forgotten(
+    archive: Archive, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce(ledger)
+    intake = Intake(archive, IntakeLedger(ledger), with_route(BEST))
+    intake.tick()
+    send(archive, "7", 2)
+    intake.tick()
+    noted = IntakeLedger(ledger).series_of_study(archive.id, ["7"])
+    ours = [replace(one, ours=True) for one in noted]
+    monkeypatch.setattr(IntakeLedger, "series_of_study", lambda self, a, s: ours)
+    later(ledger, intake, 31)
+    assert IntakeLedger(ledger).open_studies(archive.id) == []

@@ -106,7 +106,7 @@ def explain(data: Path, study_uid: str) -> list[Explained]:
         words = [
             word
             for study in node.listing.studies_named(study_uid)
-            for word in words_on(node.listing, study, node.known)
+            for word in words_on(node.listing, study, node.known, node.intake.idle_s)
         ]
         if not words:
             raise SetupError(f"The archive of the node in {data} has no study {study_uid[:64]}.")
@@ -127,7 +127,7 @@ def replay(data: Path, since: datetime, *, run: bool, as_json: bool) -> None:
     again: list[str] = []
     with opened(data) as node:
         for study in studies_since(node.listing.studies(), since):
-            words = words_on(node.listing, study, node.known)
+            words = words_on(node.listing, study, node.known, node.intake.idle_s)
             found = explained(words, node.view)
             rows += [row for row in found if row.taken]
             again += to_reopen(words, found, node.known)

@@ -27,6 +27,7 @@ from segnode_plugin.deciding import Known
 from segnode_plugin.explaining import (
     STARTED_ANEW,
     Explained,
+    Word,
     explained,
     studies_since,
     to_reopen,
@@ -102,7 +103,8 @@ class RoutePages:
     def explain(self, uid: str) -> str:
         """Show what the routes say of a study now."""
         studies = self.archive.studies_named(uid) if _UID.fullmatch(uid) else []
-        words = [word for each in studies for word in words_on(self.archive, each, self._known())]
+        known = self._known()
+        words = [word for each in studies for word in self._words(each, known)]
         if not words:
             abort(404)
         rows = explained(words, self.view)
@@ -150,12 +152,15 @@ class RoutePages:
                 break
             looked_at += 1
             for each in studies_since([study], since):
-                words = words_on(self.archive, each, known)
+                words = self._words(each, known)
                 found = explained(words, self.view)
                 rows += [row for row in found if row.taken]
                 again += to_reopen(words, found, known)
         more = looked_at < len(listed) or len(listed) == count
         return Replayed(rows=rows, again=again, looked_at=looked_at, more=more)
+
+    def _words(self, study: str, known: Known) -> list[Word]:
+        return words_on(self.archive, study, known, self.intake.idle_s)
 
     def _known(self) -> Known:
         rules = self.file()
