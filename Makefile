@@ -40,6 +40,7 @@ fuzz: test-setup
 bench: setup
 	@.venv/bin/python tests/bench/bench.py
 	@.venv/bin/python tests/bench/deciding.py
+	@.venv/bin/python -m tests.bench.throughput
 
 load: setup
 	@.venv/bin/python tests/bench/load.py
