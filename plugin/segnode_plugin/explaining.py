@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,7 +53,12 @@ class Explained:
 
 
 def words_on(
-    index: Index, study: str, known: Known, idle_s: Callable[[Collection[str]], float]
+    index: Index,
+    study: str,
+    known: Known,
+    idle_s: Callable[[Collection[str]], float],
+    *,
+    backlog: bool = False,
 ) -> list[Word]:
     """Return every route's word on every series of a study (Orthanc id).
 
@@ -60,6 +66,8 @@ def words_on(
     ----------
     idle_s
         As `IntakeLedger.idle_s`.
+    backlog
+        Say which jobs a replay makes: background work.
     """
     listed = index.get(f"/studies/{study}") or {}
     found = (series_facts(index, each) for each in listed.get("Series", ()))
@@ -70,7 +78,13 @@ def words_on(
     idle = idle_s(listed.get("Series", ()))
     for group, trigger in (*(((one,), "series") for one in series), (images, "study")):
         outcome = decide(
-            Arrived(series=group, trigger=trigger, came_at=(0.0,) * len(group), idle_s=idle),
+            Arrived(
+                series=group,
+                trigger=trigger,
+                came_at=(0.0,) * len(group),
+                idle_s=idle,
+                backlog=backlog,
+            ),
             known,
         )
         for facts, said in zip(group, outcome.verdicts, strict=True):
@@ -109,6 +123,14 @@ def explained(words: Sequence[Word], view: LedgerView) -> list[Explained]:
         )
         for word in words
     ]
+
+
+def counts(rows: Sequence[Explained]) -> list[tuple[str, int]]:
+    """Return how many jobs stand how; what waits for a model, or a series, is no job yet."""
+    states = {row.job: row.state for row in rows if row.job}
+    found = Counter(states.values())
+    found["waiting for a model or a series"] = sum(row.taken and not row.job for row in rows)
+    return [(state, count) for state, count in found.most_common() if count]
 
 
 def to_reopen(words: Sequence[Word], rows: Sequence[Explained], known: Known) -> list[str]:

@@ -14,7 +14,7 @@ from segnode_contract.route import Route
 from segnode_contract.settings import Intake as IntakeSettings
 from segnode_contract.settings import Limits
 from segnode_plugin.deciding import Known
-from segnode_plugin.explaining import Explained, explained, studies_since, words_on
+from segnode_plugin.explaining import Explained, counts, explained, studies_since, words_on
 from segnode_plugin.intake import Intake
 
 from .test_intake import Archive, announce, settings
@@ -78,6 +78,15 @@ def test_the_jobs_are_those_that_intake_makes(archive: Archive, ledger: Ledger) 
     assert {row.key for row in LedgerView(ledger).jobs()} == before
     states = {row.state for row in ask(archive, ledger, CT, BEST).values() if row.job}
     assert states == {"queued"}
+
+
+def test_a_job_that_two_routes_want_is_counted_once(archive: Archive, ledger: Ledger) -> None:
+    announce(ledger)
+    rows = ask(archive, ledger, CT, replace(CT, name="again"), BEST)
+    assert counts(list(rows.values())) == [
+        ("missing", 1),
+        ("waiting for a model or a series", 1),
+    ]
 
 
 def test_a_model_that_nobody_has_is_told_of(archive: Archive, ledger: Ledger) -> None:

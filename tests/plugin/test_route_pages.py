@@ -63,9 +63,12 @@ class Listed(Archive):
         self.updated = "20261124T120000"
 
     def get(self, uri: str) -> Any:
-        if uri.startswith("/studies?expand"):
-            first = int(uri.split("since=")[1].split("&", maxsplit=1)[0])
-            return [{"ID": "study", "LastUpdate": self.updated}][first:]
+        if uri == "/studies":
+            return ["gone", "study"]
+        if uri == "/studies/gone":
+            return None
+        if uri == "/studies/study":
+            return super().get(uri) | {"ID": "study", "LastUpdate": self.updated}
         return super().get(uri)
 
     def studies_named(self, study_uid: str) -> list[str]:
@@ -222,9 +225,20 @@ def test_nobody_else_starts_anything(pages: FlaskClient) -> None:
     assert start(pages, "admin", token="") == 403
     assert start(pages, "admin", token="é") == 403
     assert start(pages, "admin", token=form, since="never") == 400
-    assert start(pages, "admin", token=form, count="100000") == 400
+    assert start(pages, "admin", token=form, count="1000000") == 400
 
 
 def test_a_viewer_with_a_token_starts_nothing_either(pages: FlaskClient) -> None:
     own = hmac.digest(SECRET, b"viewer", "sha256").hex()
     assert start(pages, "viewer", token=own) == 403
+
+
+def test_a_study_is_there_even_where_no_route_is(pages: FlaskClient, file: Path) -> None:
+    file.write_text(FILE[: FILE.index("[[routes]]")])
+    assert "What the routes say of this study" in read(pages, "studies/1.2/explain")
+    assert "No route stands in the settings" in read(pages, "routes")
+
+
+def test_a_replay_shows_the_priority_that_its_jobs_will_have(pages: FlaskClient) -> None:
+    assert "<small>background</small>" in read(pages, "replay?since=2026-11-24", "admin")
+    assert "<small>routine</small>" in read(pages, "studies/1.2/explain")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from segnode_contract.settings import load_settings
 from segnode_plugin.deciding import Known
 from segnode_plugin.explaining import (
     Explained,
+    counts,
     explained,
     studies_since,
     to_reopen,
@@ -103,12 +103,13 @@ def explain(data: Path, study_uid: str) -> list[Explained]:
         If the archive of the node in `data` has no such study; else as `opened`.
     """
     with opened(data) as node:
+        studies = node.listing.studies_named(study_uid)
         words = [
             word
-            for study in node.listing.studies_named(study_uid)
+            for study in studies
             for word in words_on(node.listing, study, node.known, node.intake.idle_s)
         ]
-        if not words:
+        if not studies:
             raise SetupError(f"The archive of the node in {data} has no study {study_uid[:64]}.")
         return explained(words, node.view)
 
@@ -127,7 +128,7 @@ def replay(data: Path, since: datetime, *, run: bool, as_json: bool) -> None:
     again: list[str] = []
     with opened(data) as node:
         for study in studies_since(node.listing.studies(), since):
-            words = words_on(node.listing, study, node.known, node.intake.idle_s)
+            words = words_on(node.listing, study, node.known, node.intake.idle_s, backlog=True)
             found = explained(words, node.view)
             rows += [row for row in found if row.taken]
             again += to_reopen(words, found, node.known)
@@ -159,8 +160,10 @@ def _print_replay(rows: list[Explained]) -> None:
 
 
 def _tell(rows: list[Explained], series: int, *, run: bool) -> None:
-    counts = Counter(row.state or "waits for its model" for row in rows)
-    say(", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no job")
+    stand = counts(rows)
+    say(", ".join(f"{count} {state}" for state, count in stand) or "no job")
+    if {"failed", "dead"} & {state for state, _ in stand}:
+        say("`segnode retry KEY` runs failed and dead jobs again; --json shows their keys")
     if run:
         say(f"{series} series were given back to intake; what they lack is made as background work")
     elif series:

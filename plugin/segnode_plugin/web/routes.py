@@ -6,7 +6,6 @@ import hmac
 import re
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -28,6 +27,7 @@ from segnode_plugin.explaining import (
     STARTED_ANEW,
     Explained,
     Word,
+    counts,
     explained,
     studies_since,
     to_reopen,
@@ -39,10 +39,12 @@ from segnode_plugin.route_file import RouteFile
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
-_STUDIES = 200
-"""So many studies are looked at for one page,"""
+_STUDIES = 20_000
+"""So many studies are looked at for one page at most,"""
 _PATIENCE_S = 4.0
-"""or as many as this time allows."""
+"""or as many as this time allows,"""
+_ROWS = 500
+"""or until so many jobs are found."""
 _MOST = 10_000_000
 
 
@@ -105,7 +107,7 @@ class RoutePages:
         studies = self.archive.studies_named(uid) if _UID.fullmatch(uid) else []
         known = self._known()
         words = [word for each in studies for word in self._words(each, known)]
-        if not words:
+        if not studies:
             abort(404)
         rows = explained(words, self.view)
         series = [(key, list(group)) for key, group in groupby(rows, lambda row: row.series_uid)]
@@ -122,7 +124,7 @@ class RoutePages:
             since=since or datetime.now().astimezone() - timedelta(days=1),
             first=first,
             found=found,
-            counts=_counts(found.rows) if found else [],
+            counts=counts(found.rows) if found else [],
             started=request.args.get("started", -1, int),
             missing=sum(row.state in STARTED_ANEW for row in found.rows) if found else 0,
             token=self._token() if self._may_start() else "",
@@ -144,23 +146,27 @@ class RoutePages:
         return redirect(f"/segnode/replay?since={day}&first={first}&started={len(again)}")
 
     def _replayed(self, since: datetime, first: int, count: int, patience_s: float) -> Replayed:
-        listed = self.archive.get(f"/studies?expand&since={first}&limit={count}") or []
-        known, rows, again, looked_at = self._known(), [], [], 0
+        """Look at studies from the end of the archive's list, where the newest stand."""
+        listed = (self.archive.get("/studies") or [])[::-1][first : first + count]
+        known, looked_at = self._known(), 0
+        rows: list[Explained] = []
+        again: list[str] = []
         enough = time.monotonic() + patience_s
-        for study in listed:
-            if time.monotonic() > enough:
+        for each in listed:
+            if time.monotonic() > enough or len(rows) > _ROWS:
                 break
             looked_at += 1
-            for each in studies_since([study], since):
-                words = self._words(each, known)
+            study = self.archive.get(f"/studies/{each}")
+            for one in studies_since([study] if study else [], since):
+                words = self._words(one, known, backlog=True)
                 found = explained(words, self.view)
                 rows += [row for row in found if row.taken]
                 again += to_reopen(words, found, known)
         more = looked_at < len(listed) or len(listed) == count
         return Replayed(rows=rows, again=again, looked_at=looked_at, more=more)
 
-    def _words(self, study: str, known: Known) -> list[Word]:
-        return words_on(self.archive, study, known, self.intake.idle_s)
+    def _words(self, study: str, known: Known, *, backlog: bool = False) -> list[Word]:
+        return words_on(self.archive, study, known, self.intake.idle_s, backlog=backlog)
 
     def _known(self) -> Known:
         rules = self.file()
@@ -197,10 +203,6 @@ def _asked(get: Callable[..., str | None]) -> tuple[datetime | None, int]:
     except (ValueError, OverflowError):
         since = None
     return since, min(int(first), _MOST) if first.isascii() and first.isdigit() else 0
-
-
-def _counts(rows: list[Explained]) -> list[tuple[str, int]]:
-    return Counter(row.state or "waits for its model" for row in rows).most_common()
 
 
 def _card(model: AnnouncedModel) -> Card | None:
