@@ -32,7 +32,7 @@ _points = Points(_folder)
 
 _points.around(WorkLedger, "claim", "claim")
 _points.around(DicomWebArchive, "fetch_series", "fetch")
-_points.around(pipeline, "stack_series", "stack")
+_points.around(pipeline, "stack_inputs", "stack")
 _points.around(ModelProcess, "segment", "infer")
 _points.around(pipeline, "encode", "encode")
 _points.around(pipeline, "prove", "verify")
