@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
+from segnode_contract.card_network import Network, read_network
+from segnode_contract.card_table import TomlTable
 from segnode_contract.errors import CardError
 
-KINDS = ("builtin", "monai-bundle", "torchscript", "nnunet")
+Kind = Literal["builtin", "monai-bundle", "torchscript", "nnunet"]
+KINDS: tuple[Kind, ...] = ("builtin", "monai-bundle", "torchscript", "nnunet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +34,15 @@ class Segment:
     """Index of the label plane that holds it; segments of different planes may overlap."""
     value: int
     """Its label value in that plane, 1 to 255."""
+    channel: int
+    """Of the network's output that tells of it, or its value in the network's label map."""
     category: Code
     type: Code
     modifiers: tuple[Code, ...]
     colour: tuple[int, int, int]
     """Recommended Display CIELab Value as DICOM encodes it (PS3.3 C.10.7.1.1), 0 to 65535 each."""
     plausible_ml: tuple[float, float] | None
+    """Volumes that can be true; one outside is withheld or marked (`Card.implausible`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +60,7 @@ class Card:
 
     name: str
     version: str
-    kind: str
+    kind: Kind
     intended_use: str
     limitations: tuple[str, ...]
     licence: str
@@ -69,7 +74,17 @@ class Card:
     builds_on: str
     """Model whose result on the same series it needs, empty for none."""
     memory_bytes: int
+    """Need at a first guess; what a model really takes is measured."""
     time_limit_s: float
+    cpu: bool
+    """Whether it may run where there is no GPU, or not enough memory on it."""
+    half_precision_checked: str
+    """Who compared the results in half precision, and how they differed; empty for not checked,
+    and then it runs in single precision."""
+    implausible: Literal["withhold", "mark"]
+    """What becomes of a segment whose volume cannot be true."""
+    network: Network | None
+    """None for a built-in model."""
     planes: int
     segments: tuple[Segment, ...]
     source: str
@@ -93,11 +108,11 @@ def parse_card(text: str, *, where: str) -> Card:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise CardError(f"{where} is not TOML: {error}.") from error
-    table = _Table(data, where)
-    kind = table.text("kind")
-    if kind not in KINDS:
-        raise CardError(f"{where}: kind is '{kind}'; it must be one of {', '.join(KINDS)}.")
+    table = TomlTable(data, where)
+    table.only(*_LINES)
+    kind = table.one_of("kind", KINDS)
     needs = table.table("input")
+    needs.only(*_INPUT_LINES)
     orientation = needs.text("orientation")
     if len(orientation) != 3 or {_AXIS.get(letter) for letter in orientation} != {0, 1, 2}:
         raise CardError(
@@ -126,14 +141,22 @@ def parse_card(text: str, *, where: str) -> Card:
         builds_on=needs.text("builds_on") if "builds_on" in needs.data else "",
         memory_bytes=int(table.number("memory_bytes")),
         time_limit_s=table.number("time_limit_s"),
+        cpu=table.flag("cpu", True),
+        half_precision_checked=(
+            table.text("half_precision_checked") if "half_precision_checked" in data else ""
+        ),
+        implausible=table.one_of("implausible", ("withhold", "mark"), "withhold"),
+        network=read_network(kind, table, needs),
         planes=planes,
         segments=segments,
         source=text,
     )
 
 
-def _inputs(needs: _Table) -> tuple[InputSeries, ...]:
+def _inputs(needs: TomlTable) -> tuple[InputSeries, ...]:
     tables = needs.tables("series", empty=True)
+    for table in tables:
+        table.only("role", "modality", "optional")
     modality = needs.text("modality")
     inputs = tuple(
         InputSeries(
@@ -151,7 +174,22 @@ def _inputs(needs: _Table) -> tuple[InputSeries, ...]:
 _AXIS = {"H": 0, "F": 0, "A": 1, "P": 1, "L": 2, "R": 2}
 
 
-def _segment(table: _Table) -> Segment:
+_LINES = (
+    *("name", "version", "kind", "intended_use", "limitations", "licence", "memory_bytes"),
+    *("time_limit_s", "cpu", "half_precision_checked", "implausible", "input", "network"),
+    "segments",
+)
+_INPUT_LINES = (
+    *("modality", "orientation", "min_slices", "spacing_mm", "intensity", "builds_on", "series"),
+)
+_SEGMENT_LINES = (
+    *("number", "label", "plane", "value", "channel", "category", "type", "modifiers", "colour"),
+    "plausible_ml",
+)
+
+
+def _segment(table: TomlTable) -> Segment:
+    table.only(*_SEGMENT_LINES)
     colour = table.numbers("colour", 3)
     if not all(0 <= part <= 65535 for part in colour):
         raise CardError(f"{table.where}: colour is {colour}; each part is 0 to 65535.")
@@ -164,6 +202,7 @@ def _segment(table: _Table) -> Segment:
         label=table.text("label"),
         plane=plane,
         value=value,
+        channel=int(table.number("channel", value)),
         category=_code(table.table("category")),
         type=_code(table.table("type")),
         modifiers=tuple(_code(item) for item in table.tables("modifiers", empty=True)),
@@ -172,56 +211,7 @@ def _segment(table: _Table) -> Segment:
     )
 
 
-def _code(table: _Table) -> Code:
+def _code(table: TomlTable) -> Code:
     return Code(
         value=table.text("value"), scheme=table.text("scheme"), meaning=table.text("meaning")
     )
-
-
-class _Table:
-    """A TOML table that knows its place, so that a missing line can be named."""
-
-    def __init__(self, data: Mapping[str, Any], where: str) -> None:
-        self.data = data
-        self.where = where
-
-    def _get(self, key: str) -> Any:
-        if key not in self.data:
-            raise CardError(f"{self.where} has no line '{key}'; add it.")
-        return self.data[key]
-
-    def text(self, key: str) -> str:
-        value = self._get(key)
-        if not isinstance(value, str) or not value.strip():
-            raise CardError(f"{self.where}: {key} is {value!r}; a text is needed.")
-        return value
-
-    def texts(self, key: str) -> list[str]:
-        value = self._get(key)
-        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
-            raise CardError(f"{self.where}: {key} needs a list with at least one sentence.")
-        return value
-
-    def number(self, key: str) -> float:
-        value = self._get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CardError(f"{self.where}: {key} is {value!r}; a number is needed.")
-        return value
-
-    def numbers(self, key: str, count: int) -> list[float]:
-        value = self._get(key)
-        if not isinstance(value, list) or len(value) != count:
-            raise CardError(f"{self.where}: {key} is {value!r}; {count} numbers are needed.")
-        return [float(item) for item in value]
-
-    def table(self, key: str) -> _Table:
-        value = self._get(key)
-        if not isinstance(value, dict):
-            raise CardError(f"{self.where}: {key} is {value!r}; a table is needed.")
-        return _Table(value, f"{self.where}: {key}")
-
-    def tables(self, key: str, *, empty: bool = False) -> list[_Table]:
-        value = self.data.get(key, []) if empty else self._get(key)
-        if not isinstance(value, list) or not (value or empty):
-            raise CardError(f"{self.where}: {key} needs at least one table.")
-        return [_Table(item, f"{self.where}: {key}[{i}]") for i, item in enumerate(value, 1)]

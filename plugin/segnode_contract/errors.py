@@ -21,7 +21,8 @@ The first fork is the one the queue asks about: would trying again help?
         ├── UnsuitableSeries           the images cannot carry this model
         ├── BrokenInstance             an image does not parse or decode
         ├── ImagesChanged              other images stand under UIDs that have their result
-        ├── ModelFailed                the model raised
+        ├── ModelUntrusted             a model's files are not those that were added
+        ├── ModelFailed                the model raised, or gave what is no result
         ├── ModelTimeLimit             the model ran past the limit on its card
         ├── StageTimeLimit             another stage ran past its limit
         ├── MemoryExhausted            not enough memory, nor with a smaller profile
@@ -133,7 +134,21 @@ class ImagesChanged(PermanentError):
 
 
 class ModelFailed(PermanentError):
+    """The model gave no result; `code` names the reason where it is known.
+
+    ``model-weights``: they cannot be read. ``model-mismatch``: network, card and weights do not fit
+    each other. ``model-channels``: the network takes another number of channels. ``model-output``:
+    what it gave is no segmentation, NaN say. ``model-strange-label``: a label that the card does
+    not name. ``model-failed``: it raised.
+    """
+
     code = "model-failed"
+
+
+class ModelUntrusted(PermanentError):
+    """A model's files are not those that an administrator added, or nothing here can hold it."""
+
+    code = "model-untrusted"
 
 
 class ModelTimeLimit(PermanentError):

@@ -1,0 +1,108 @@
+"""Cards of models from elsewhere: what they must say, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from segnode_contract.card import parse_card
+from segnode_contract.card_network import BundleNetwork, NnunetNetwork, TorchScriptNetwork
+from segnode_contract.errors import CardError
+
+HEAD = """
+name = "ct-liver"
+version = "1"
+intended_use = "Tests."
+limitations = ["Not for use."]
+licence = "none"
+memory_bytes = 1000
+time_limit_s = 60
+"""
+INPUT = '[input]\nmodality = "CT"\norientation = "HPL"\nmin_slices = 3\n'
+SEGMENT = """
+[[segments]]
+number = 1
+label = "Liver"
+plane = 0
+value = 1
+category = { value = "91723000", scheme = "SCT", meaning = "Anatomical structure" }
+type = { value = "10200004", scheme = "SCT", meaning = "Liver" }
+colour = [30000, 40000, 30000]
+"""
+TORCHSCRIPT = (
+    INPUT
+    + """
+spacing_mm = [3, 1.5, 1.5]
+intensity = { clip = [-100, 300], scale = [0, 1] }
+[network]
+patch = [32, 64, 64]
+activation = "sigmoid"
+"""
+)
+
+
+def card(kind: str, rest: str, head: str = HEAD, segment: str = SEGMENT):
+    return parse_card(f'kind = "{kind}"\n{head}{rest}{segment}', where="ct-liver/card.toml")
+
+
+def test_a_torchscript_card_says_all_that_code_would_say():
+    network = card("torchscript", TORCHSCRIPT).network
+    assert isinstance(network, TorchScriptNetwork)
+    assert network.spacing_mm == (3, 1.5, 1.5)
+    assert network.intensity.scale == (0, 1)
+    assert (network.patch, network.overlap, network.blend) == ((32, 64, 64), 0.25, "gaussian")
+
+
+def test_a_bundle_and_an_nnunet_have_their_usual_places():
+    bundle = card("monai-bundle", INPUT + "[network]\n").network
+    assert bundle == BundleNetwork(
+        config="configs/inference.json", weights="models/model.pt", image="image", pred="pred"
+    )
+    nnunet = card("nnunet", INPUT + '[network]\nfolds = ["0", "1"]\nmirroring = false\n').network
+    assert isinstance(nnunet, NnunetNetwork)
+    assert (nnunet.folds, nnunet.mirroring, nnunet.checkpoint) == (
+        ("0", "1"),
+        False,
+        "checkpoint_final.pth",
+    )
+
+
+def test_a_segments_channel_is_its_value_where_nothing_else_is_said():
+    (segment,) = card("torchscript", TORCHSCRIPT).segments
+    assert segment.channel == 1
+    (other,) = card("torchscript", TORCHSCRIPT, segment=SEGMENT + "channel = 0\n").segments
+    assert other.channel == 0
+
+
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        (TORCHSCRIPT.replace("overlap", "").replace("patch", "pach"), "'patch' was probably meant"),
+        (TORCHSCRIPT.replace("[32, 64, 64]", "[32, 64]"), "3 numbers"),
+        (TORCHSCRIPT.replace("[32, 64, 64]", "[0, 64, 64]"), "a voxel at least"),
+        (TORCHSCRIPT.replace('"sigmoid"', '"softmin"'), "one of softmax, sigmoid, none"),
+        (TORCHSCRIPT.replace("[3, 1.5, 1.5]", "[3, 0, 1.5]"), "more than 0"),
+        (TORCHSCRIPT.replace("spacing_mm", "# "), "no line 'spacing_mm'"),
+        (TORCHSCRIPT.replace("clip = [-100, 300], ", ""), "scale without clip"),
+        (TORCHSCRIPT.replace("[-100, 300]", "[300, -100]"), "the lower one"),
+        (TORCHSCRIPT.replace("scale = [0, 1]", "mean = 1, per_image = true"), "one of"),
+        (TORCHSCRIPT + "overlap = 1.0\n", "overlap is 1.0"),
+        (TORCHSCRIPT + "threshold = nan\n", "a number is needed"),
+        (TORCHSCRIPT + 'weights = "../../etc/passwd"\n', "outside the model's folder"),
+        (TORCHSCRIPT + 'weights = "/etc/passwd"\n', "outside the model's folder"),
+        (TORCHSCRIPT.replace("[network]", "[net]"), "'net'"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(rest, said):
+    with pytest.raises(CardError, match=r"ct-liver/card\.toml") as raised:
+        card("torchscript", rest)
+    assert said in raised.value.sentence
+
+
+def test_folds_are_named():
+    with pytest.raises(CardError, match="folds is"):
+        card("nnunet", INPUT + '[network]\nfolds = ["first"]\n')
+
+
+def test_a_misspelt_line_is_not_passed_over():
+    with pytest.raises(CardError, match="'time_limit_s' was probably meant"):
+        card("torchscript", TORCHSCRIPT, head=HEAD + "time_limits_s = 3\n")
