@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -40,11 +42,16 @@ class Stage(StrEnum):
     QUEUED = "queued"
     FETCH = "fetch"
     STACK = "stack"
+    TURN = "turn"
+    """The wait for the model: one job at a time is on a GPU, others are made ready meanwhile."""
     INFER = "infer"
     ENCODE = "encode"
     VERIFY = "verify"
     STORE = "store"
     CONFIRM = "confirm"
+
+
+StageTimer = Callable[[Stage], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

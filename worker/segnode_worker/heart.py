@@ -17,7 +17,8 @@ from segnode_contract.settings import Limits
 
 log = logging.getLogger(__name__)
 
-_GRACE_S = 5.0
+_GRACE_S = 3.0
+"""A job that is not ours any more ends by itself within this time, its model too."""
 _WITH_ARCHIVE = (Stage.QUEUED, Stage.FETCH, Stage.STORE, Stage.CONFIRM)
 
 
@@ -43,6 +44,8 @@ def beating(
                 if time.monotonic() - beaten >= limits.lease_s / 3:
                     work.heartbeat(claim)
                     beaten = time.monotonic()
+                else:
+                    work.check(claim)
             except LeaseLost as error:
                 if not over.wait(_GRACE_S):
                     log.warning(error.sentence)
@@ -63,7 +66,7 @@ def beating(
 
 def _too_long(work: WorkLedger, limits: Limits) -> SegnodeError | None:
     stage, since = work.at_hand
-    if stage == Stage.INFER or time.monotonic() - since < limits.stage_s:
+    if stage in (Stage.TURN, Stage.INFER) or time.monotonic() - since < limits.stage_s:
         return None
     said = (
         f"The stage {stage} took longer than the {limits.stage_s:g} s of stage_s in [limits] and "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
 
-from segnode_contract.job import RETRIED, JobState
+from segnode_contract.job import OPEN_STATES, RETRIED, JobState, Stage
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
@@ -49,4 +49,45 @@ class ActLedger:
                 schema.outbox.insert().values(job_key=key, lane=lane, due_at=now_s())
             )
             record(connection, key, actor, str(JobState.QUEUED), "retried by hand")
+            return True
+
+    def cancel(self, key: str, actor: str) -> bool:
+        """Take a job out of the queue, or from the worker that runs it, which notices in a second.
+
+        Not one whose result is being stored: what lies in the archive is withdrawn, not cancelled.
+
+        Returns
+        -------
+        bool
+            False where the job has ended, or its result is being stored.
+        """
+        job, run = schema.job, schema.run
+        storing = (Stage.STORE, Stage.CONFIRM)
+        with self._ledger.write() as connection:
+            changed = connection.execute(
+                update(job)
+                .where(
+                    job.c.key == key,
+                    job.c.state.in_(OPEN_STATES),
+                    or_(
+                        job.c.state != JobState.RUNNING,
+                        job.c.error_stage.is_(None),
+                        job.c.error_stage.not_in(storing),
+                    ),
+                )
+                .values(
+                    state=JobState.CANCELLED,
+                    lease_owner=None,
+                    lease_until=None,
+                    updated_at=now_s(),
+                )
+            )
+            if changed.rowcount == 0:
+                return False
+            connection.execute(
+                update(run)
+                .where(run.c.job_key == key, run.c.ended_at.is_(None))
+                .values(ended_at=now_s(), outcome=str(JobState.CANCELLED))
+            )
+            record(connection, key, actor, str(JobState.CANCELLED), "by hand")
             return True

@@ -115,6 +115,7 @@ job = Table(
     Column("error_code", String(64)),
     Column("error_sentence", Text),
     Column("error_stage", String(16)),
+    Column("progress", Double),  # of the model that runs, 0 to 1
     Column("priority", Integer, nullable=False, server_default=text("1")),
     Column("roles", Text, nullable=False, server_default=""),
     Column("builds_on", _KEY, nullable=False, server_default="", index=True),

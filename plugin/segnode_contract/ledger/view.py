@@ -77,6 +77,8 @@ class JobRow:
     error_code: str | None
     error_sentence: str | None
     error_stage: str | None
+    progress: float | None
+    """Of the model, 0 to 1, while the job runs."""
     findings: dict[str, Any] | None
     stages: tuple[StageTime, ...]
     """Stage times of the newest run."""
@@ -303,6 +305,7 @@ def _job_row(job: Row[Any], stages: Sequence[Row[Any]], objects: Sequence[Row[An
         error_code=job.error_code,
         error_sentence=job.error_sentence,
         error_stage=job.error_stage,
+        progress=job.progress if job.state == JobState.RUNNING else None,
         findings=job.findings,
         stages=tuple(_stage(row) for row in stages if row.job_key == job.key),
         objects=tuple(

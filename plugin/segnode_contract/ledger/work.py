@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, select, update
 
 from segnode_contract.errors import (
     ModelProcessDied,
@@ -26,6 +26,9 @@ from segnode_contract.ledger.events import record
 from segnode_contract.ledger.queue import release
 from segnode_contract.ledger.upsert import upsert
 from segnode_contract.settings import Background, Limits
+
+_TOLD_S = 0.8
+"""Between two looks of `progress` at the ledger: a cancelled job ends within two seconds."""
 
 
 class LeaseLost(TransientError):
@@ -65,6 +68,7 @@ class WorkLedger:
         self.worker = worker
         self._limits = limits
         self._background = background or Background()
+        self._told = float("-inf")
         self.at_hand: tuple[Stage, float] = (Stage.QUEUED, 0.0)
         """The stage that runs, or `QUEUED` between two, and since when by `time.monotonic`."""
 
@@ -89,6 +93,8 @@ class WorkLedger:
                     lease_epoch=epoch,
                     lease_until=now_s() + self._limits.lease_s,
                     deliveries=row.deliveries + 1,
+                    error_stage=None,
+                    progress=None,
                     updated_at=now_s(),
                 )
             )
@@ -218,6 +224,32 @@ class WorkLedger:
         """
         with self._ledger.write() as connection:
             _fenced(connection, claim, lease_until=now_s() + self._limits.lease_s)
+
+    def check(self, claim: Claim) -> None:
+        """Raise `LeaseLost` if the job is no longer this claim's; costs one row read."""
+        job = schema.job
+        with self._ledger.read() as connection:
+            ours = connection.scalar(select(job.c.key).where(_ours(claim)))
+        if ours is None:
+            raise _lost(claim)
+
+    def progress(self, claim: Claim, fraction: float | None) -> None:
+        """Note how far the model is, None for no news; what comes more often than once a second is
+        passed over.
+
+        Raises
+        ------
+        LeaseLost
+            If the job is no longer this claim's: it was cancelled, say.
+        """
+        if time.monotonic() - self._told < _TOLD_S:
+            return
+        self._told = time.monotonic()
+        if fraction is None:
+            self.check(claim)
+            return
+        with self._ledger.write() as connection:
+            _fenced(connection, claim, progress=fraction)
 
     @contextmanager
     def stage(self, claim: Claim, stage: Stage) -> Iterator[None]:
@@ -473,21 +505,27 @@ def _same_since(connection: Connection, key: str, code: str, since: float) -> fl
 
 
 def _fenced(connection: Connection, claim: Claim, **values: object) -> None:
-    job = schema.job
     changed = connection.execute(
-        update(job)
-        .where(
-            job.c.key == claim.key,
-            job.c.lease_epoch == claim.epoch,
-            job.c.state == JobState.RUNNING,
-        )
-        .values(updated_at=now_s(), **values)
+        update(schema.job).where(_ours(claim)).values(updated_at=now_s(), **values)
     )
     if changed.rowcount == 0:
-        raise LeaseLost(
-            f"Job {claim.key[:12]} is no longer this worker's (run {claim.epoch}); "
-            "what this run still does is not recorded."
-        )
+        raise _lost(claim)
+
+
+def _ours(claim: Claim) -> ColumnElement[bool]:
+    job = schema.job
+    return and_(
+        job.c.key == claim.key,
+        job.c.lease_epoch == claim.epoch,
+        job.c.state == JobState.RUNNING,
+    )
+
+
+def _lost(claim: Claim) -> LeaseLost:
+    return LeaseLost(
+        f"Job {claim.key[:12]} is no longer this worker's (run {claim.epoch}); "
+        "what this run still does is not recorded."
+    )
 
 
 def _wait_as_stage(connection: Connection, run_id: int, since: float) -> None:
