@@ -16,6 +16,14 @@ class Withheld:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Marked:
+    """A segment that is shown although it is in doubt, and why it is."""
+
+    segment: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """A number about a segment; `value` is None where it is not measurable, with the `reason`."""
 
@@ -31,6 +39,7 @@ class Measurement:
 class Findings:
     withheld: tuple[Withheld, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    marked: tuple[Marked, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists and dictionaries."""
@@ -42,4 +51,5 @@ class Findings:
         return cls(
             withheld=tuple(Withheld(**item) for item in data["withheld"]),
             measurements=tuple(Measurement(**item) for item in data["measurements"]),
+            marked=tuple(Marked(**item) for item in data.get("marked", ())),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +26,7 @@ from segnode_contract.errors import (
 )
 from segnode_contract.findings import Findings
 from segnode_contract.identity import content_digest, job_key
-from segnode_contract.job import Claim, NewJob
+from segnode_contract.job import Claim, NewJob, Stage, StageTimer
 from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView, WorkerLedger, WorkLedger
 from segnode_contract.ledger.intake import Decision
 from segnode_contract.settings import Limits
@@ -55,8 +55,12 @@ class Bright:
         others: Mapping[str, NDArray[np.float32]],
         prior: NDArray[np.uint8] | None,
         thrifty: bool = False,
+        stage: StageTimer,
+        told: Callable[[float | None], None],
     ) -> tuple[NDArray[np.uint8], Findings]:
         self.asked += 1
+        with stage(Stage.INFER):
+            told(0.5)
         self.volume, self.others, self.prior = volume, others, prior
         labels = np.zeros((card.planes, *volume.array.shape), np.uint8)
         labels[0] = volume.array > 0

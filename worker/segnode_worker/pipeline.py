@@ -26,11 +26,12 @@ from segnode_contract.errors import (
 )
 from segnode_contract.findings import Findings
 from segnode_contract.identity import content_digest, derived_uid
-from segnode_contract.job import Claim, ResultObject, Stage
+from segnode_contract.job import Claim, ResultObject, Stage, StageTimer
 from segnode_contract.ledger import WorkLedger
 from segnode_worker.archive import Archive, collision, confirm, result_uids, same_content
 from segnode_worker.inputs import Fetched, Inputs, PriorResult, stack_inputs
 from segnode_worker.instance import BROKEN
+from segnode_worker.plausible import judged, voxel_ml
 from segnode_worker.proof import prove
 from segnode_worker.segmentation import ResultIdentity, encode
 from segnode_worker.spool import Spool
@@ -50,10 +51,13 @@ class Segmenter(Protocol):
         others: Mapping[str, NDArray[np.float32]],
         prior: NDArray[np.uint8] | None,
         thrifty: bool = False,
+        stage: StageTimer,
+        told: Callable[[float | None], None],
     ) -> tuple[NDArray[np.uint8], Findings]: ...
 
 
-StageTimer = Callable[[Stage], AbstractContextManager[None]]
+def _unheard(fraction: float | None) -> None:
+    """Nobody asks how far it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,7 @@ def _make(claim: Claim, archive: Archive, models: Segmenter, work: WorkLedger, n
         ),
         made_at=datetime.fromtimestamp(claim.created_at).astimezone(),
         stage=lambda which: work.stage(claim, which),
+        told=lambda fraction: work.progress(claim, fraction),
         content=claim.content,
         thrifty=claim.thrifty,
     )
@@ -233,6 +238,7 @@ def make_result(
     identity: ResultIdentity,
     made_at: datetime,
     stage: StageTimer,
+    told: Callable[[float | None], None] = _unheard,
     content: str | None = None,
     thrifty: bool = False,
 ) -> Made:
@@ -242,6 +248,10 @@ def make_result(
     ----------
     fetched
         The images, and what else the model takes.
+    stage
+        Times each step.
+    told
+        Hears how far the model is; what it raises stops the job.
     content
         `identity.content_digest` of the instances that the job was made for, where there is a job.
     thrifty
@@ -261,23 +271,27 @@ def make_result(
             _check_content(fetched.every_file, content)
         inputs = stack_inputs(fetched, card)
         stack = inputs.stack
-    with stage(Stage.INFER):
         volume = for_model(stack.volume, card.orientation)
-        found, findings = models.segment(
-            card,
-            identity.model_digest,
-            volume,
-            stack.attributes,
-            others={
-                role: for_model(stack.volume.with_array(values), card.orientation).array
-                for role, values in inputs.others.items()
-            },
-            prior=_turned(inputs, card),
-            thrifty=thrifty,
-        )
+        others = {
+            role: for_model(stack.volume.with_array(values), card.orientation).array
+            for role, values in inputs.others.items()
+        }
+        prior = _turned(inputs, card)
+    found, findings = models.segment(
+        card,
+        identity.model_digest,
+        volume,
+        stack.attributes,
+        others=others,
+        prior=prior,
+        thrifty=thrifty,
+        stage=stage,
+        told=told,
+    )
+    with stage(Stage.ENCODE):
         _check_values(found, card)
         labels = on_source(found, volume, stack.volume)
-    with stage(Stage.ENCODE):
+        findings = judged(labels, card, findings, voxel_ml(stack.volume))
         data = encode(stack, labels, card, findings, identity, made_at)
     proved = partial(prove, stack=stack, labels=labels, card=card, findings=findings)
     with stage(Stage.VERIFY):
@@ -327,5 +341,6 @@ def _check_values(labels: NDArray[np.uint8], card: Card) -> None:
         if strange:
             raise ModelFailed(
                 f"The model {card.name} gave the label {min(strange)} in plane {plane}, which its "
-                "card does not name; the card and the model do not belong together."
+                "card does not name; the card and the model do not belong together.",
+                code="model-strange-label",
             )

@@ -83,8 +83,8 @@ def encode(  # noqa: PLR0917 - the arguments follow the road of a job
 
     The same arguments give the same bytes. Every segment of the card is listed under its number;
     one that the model left out, or did not find, has no frames and says so in its description. A
-    segment left out says so in its label too, since that is what viewers show. Where nothing at
-    all was found there is one empty frame, since an object must have one.
+    segment left out, or in doubt, says so in its label too, since that is what viewers show. Where
+    nothing at all was found there is one empty frame, since an object must have one.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def encode(  # noqa: PLR0917 - the arguments follow the road of a job
     with warnings.catch_warnings():
         # pydicom's warnings quote values, which may be a patient's
         warnings.simplefilter("ignore")
-        head = _head(stack, card, _descriptions(found, card, withheld, identity), identity)
+        head = _head(stack, card, _descriptions(found, card, findings, identity), identity)
         _set_dates(head, made_at)
         head.SegmentsOverlap = "YES" if _overlap(labels) else "NO"
         head.NumberOfFrames = len(frames)
@@ -233,9 +233,11 @@ def _refer_to(sources: Sequence[Dataset], head: Dataset) -> None:
 def _descriptions(
     frames: Sequence[Frame],
     card: Card,
-    withheld: Mapping[int, str],
+    findings: Findings,
     identity: ResultIdentity,
 ) -> list[hd.seg.SegmentDescription]:
+    withheld = {item.segment: item.reason for item in findings.withheld}
+    marked = {item.segment: item.reason for item in findings.marked}
     found = {frame.segment.number for frame in frames}
     descriptions = []
     for segment in card.segments:
@@ -244,6 +246,9 @@ def _descriptions(
         if number in withheld:
             description.SegmentLabel = _ascii(segment.label, 51) + " (left out)"
             description.SegmentDescription = _ascii(withheld[number], 1024)
+        elif number in marked:
+            description.SegmentLabel = _ascii(segment.label, 50) + " (implausible)"
+            description.SegmentDescription = _ascii(marked[number], 1024)
         elif number not in found:
             description.SegmentDescription = "Not found in these images."
         descriptions.append(description)

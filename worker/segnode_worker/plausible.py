@@ -1,0 +1,87 @@
+"""Whether volumes can be true: what lies outside a card's ranges is withheld or marked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+
+from segnode_contract.card import Card, Segment
+from segnode_contract.findings import Findings, Marked, Measurement, Withheld
+
+_VOLUME = "Volume"
+
+
+def voxel_ml(volume: hd.Volume) -> float:
+    """Return the size of a voxel in millilitres."""
+    return float(np.prod(volume.spacing)) / 1000
+
+
+def judged(labels: NDArray[np.uint8], card: Card, findings: Findings, each_ml: float) -> Findings:
+    """Hold the volume of each segment against the card, and measure those that nobody measured.
+
+    A segment without a voxel is absent, which is always plausible: the images may not show it.
+
+    Parameters
+    ----------
+    labels
+        Shape ``(planes, slices, rows, columns)``. Segments that are withheld are erased in it.
+    each_ml
+        Volume of a voxel.
+
+    Returns
+    -------
+    Findings
+        Those of the model, and what was found here.
+    """
+    counts = [np.bincount(plane.reshape(-1), minlength=256) for plane in labels]
+    left_out = {item.segment for item in findings.withheld}
+    for segment in card.segments:
+        if segment.number in left_out:
+            continue
+        volume_ml = float(counts[segment.plane][segment.value]) * each_ml
+        doubt = _doubt(segment, volume_ml)
+        if doubt and card.implausible == "withhold":
+            plane = labels[segment.plane]
+            plane[plane == segment.value] = 0
+            findings = _withheld(findings, segment, doubt)
+        else:
+            findings = _measured(findings, segment, volume_ml, doubt)
+    return findings
+
+
+def _doubt(segment: Segment, volume_ml: float) -> str:
+    if segment.plausible_ml is None or not volume_ml:
+        return ""
+    least, most = segment.plausible_ml
+    if least <= volume_ml <= most:
+        return ""
+    return (
+        f"Implausible: {volume_ml:.4g} ml, and the model's card says that {least:g} to {most:g} ml "
+        "can be true."
+    )
+
+
+def _withheld(findings: Findings, segment: Segment, doubt: str) -> Findings:
+    measurements = [
+        replace(m, value=None, reason=doubt) if m.segment == segment.number else m
+        for m in findings.measurements
+    ]
+    return replace(
+        findings,
+        withheld=(*findings.withheld, Withheld(segment=segment.number, reason=doubt)),
+        measurements=tuple(measurements),
+    )
+
+
+def _measured(findings: Findings, segment: Segment, volume_ml: float, doubt: str) -> Findings:
+    number = segment.number
+    if not any(m.segment == number and m.name == _VOLUME for m in findings.measurements):
+        volume = Measurement(segment=number, name=_VOLUME, value=volume_ml, unit="ml")
+        findings = replace(findings, measurements=(*findings.measurements, volume))
+    if doubt:
+        marked = Marked(segment=number, reason=doubt)
+        findings = replace(findings, marked=(*findings.marked, marked))
+    return findings
