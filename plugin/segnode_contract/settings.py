@@ -107,6 +107,17 @@ class Background:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """How models run on each worker's machine."""
+
+    memory_mb: int = 0
+    """What all loaded models may take on their device together; 0 for nine tenths of a GPU's free
+    memory, or half of the machine's where there is none."""
+    sandbox: bool = True
+    """Whether added models run in a cell only; without one they can read what the worker can."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """`segnode.toml`."""
 
@@ -120,6 +131,7 @@ class Settings:
     routes: tuple[Route, ...]
     priorities: tuple[PriorityRule, ...] = ()
     background: Background = Background()
+    models: Models = Models()
 
     def role(self, user: str) -> str | None:
         """Return the role of `user`, or None for a stranger."""
@@ -180,6 +192,7 @@ def load_settings(path: Path) -> Settings:
         routes=many("routes", Route),
         priorities=many("priorities", PriorityRule),
         background=one("background", Background),
+        models=one("models", Models),
     )
     _check(settings, path)
     return settings
@@ -274,7 +287,7 @@ def _check(settings: Settings, path: Path) -> None:
 
 
 def _check_numbers(settings: Settings, path: Path) -> None:
-    for table in (settings.intake, settings.limits, settings.background):
+    for table in (settings.intake, settings.limits, settings.background, settings.models):
         for field in fields(table):
             value = getattr(table, field.name)
             if min(value if isinstance(value, tuple) else (value,)) < 0:

@@ -71,7 +71,8 @@ def model_process_peak_mb() -> int:
             status = (process / "status").read_text()
         except OSError:
             continue
-        if b"segnode_models.server" in command:
+        # what stands before it makes its cell, and then waits
+        if b"segnode_models.server" in command and b"--die-with-parent" not in command:
             [line] = [row for row in status.splitlines() if row.startswith("VmHWM")]
             return int(line.split()[1]) // 1024
     return 0

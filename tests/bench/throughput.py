@@ -45,7 +45,7 @@ from segnode_cli.show import say
 from segnode_cli.supervise import check_programs
 from segnode_contract.ledger import Ledger, WorkerLedger
 from segnode_contract.settings import load_settings
-from segnode_models.registry import builtin_cards
+from segnode_models.registry import builtin_models
 
 from .bench import volume
 
@@ -175,8 +175,8 @@ def announce_models(node: Node) -> None:
     """Say that there is a worker, so that series are decided on once, as in service."""
     ledger = Ledger.open(node.environment()["SEGNODE_LEDGER_URL"])
     worker = WorkerLedger(ledger, "bench/1")
-    for card, digest in builtin_cards():
-        worker.announce(card.name, card.version, digest, card.source)
+    for each in builtin_models():
+        worker.announce(each.card.name, each.card.version, each.digest, each.card.source)
     ledger.close()
 
 

@@ -22,9 +22,10 @@ from tests.faults.points import Points
 
 from segnode_contract.card import parse_card
 from segnode_contract.findings import Findings
-from segnode_models.model import InputVolume, Model
-from segnode_models.registry import RegisteredModel, load_builtin
+from segnode_models.model import InputVolume, Model, Told
+from segnode_models.registry import ListedModel, Offer, builtin_models
 from segnode_models.server import Server
+from segnode_models.shelf import HOST, Shelf
 
 TIME_LIMIT_S = 20
 
@@ -37,7 +38,7 @@ class Odd:
         self._real = real
         self._points = points
 
-    def segment(self, volume: InputVolume, labels: NDArray[np.uint8]) -> Findings:
+    def segment(self, volume: InputVolume, labels: NDArray[np.uint8], told: Told) -> Findings:
         self._points.pass_by("model")
         match int(volume.hu.max()):
             case n if n == POISON:
@@ -46,18 +47,19 @@ class Odd:
                 raise MemoryError
             case n if n == HANG:
                 time.sleep(600)
-        return self._real.segment(volume, labels)
+        return self._real.segment(volume, labels, told)
 
 
-def _odd(known: RegisteredModel, points: Points) -> RegisteredModel:
+def _odd(known: ListedModel, points: Points) -> ListedModel:
     source = known.card.source
     lines = [line for line in source.splitlines() if not line.startswith("time_limit_s")]
     lines.insert(0, f"time_limit_s = {TIME_LIMIT_S}")
     card = parse_card("\n".join(lines), where=known.card.name)
-    return replace(known, card=card, model=Odd(known.model, points))
+    return replace(known, card=card, load=lambda device: Odd(known.load(device), points))
 
 
 if __name__ == "__main__":
     points = Points(Path(sys.argv[1]))
-    models = [_odd(known, points) for known in load_builtin("cpu")]
-    Server(models).serve(socket.socket(fileno=int(sys.argv[2])))
+    models = {known.digest: _odd(known, points) for known in builtin_models()}
+    offer = Offer(models=models, refused={})
+    Server(lambda: offer, Shelf(HOST), None).serve(socket.socket(fileno=int(sys.argv[2])))

@@ -13,8 +13,8 @@ import torch
 
 from segnode_cli.phantom import Phantom, chest_phantom
 from segnode_contract.findings import Findings
-from segnode_models.model import InputVolume
-from segnode_models.registry import RegisteredModel, load_builtin
+from segnode_models.model import InputVolume, Model
+from segnode_models.registry import builtin_models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +69,13 @@ def phantom() -> Callable[..., Phantom]:
 
 
 @pytest.fixture(scope="session")
-def models() -> dict[str, RegisteredModel]:
+def models() -> dict[str, Model]:
     torch.set_num_threads(1)  # more wait for each other where cores are shared
-    return {model.card.name: model for model in load_builtin("cpu")}
+    return {listed.card.name: listed.load("cpu") for listed in builtin_models()}
 
 
 @pytest.fixture(scope="session")
-def run(models: dict[str, RegisteredModel]) -> Callable[..., Outcome]:
+def run(models: dict[str, Model]) -> Callable[..., Outcome]:
     def run(
         name: str,
         hu: np.ndarray,
@@ -84,7 +84,7 @@ def run(models: dict[str, RegisteredModel]) -> Callable[..., Outcome]:
     ) -> Outcome:
         labels = np.zeros((models[name].card.planes, *hu.shape), dtype=np.uint8)
         volume = InputVolume(hu=hu, spacing_mm=spacing_mm, attributes=attributes)
-        return Outcome(labels=labels, findings=models[name].model.segment(volume, labels))
+        return Outcome(labels=labels, findings=models[name].segment(volume, labels, lambda _: None))
 
     return run
 

@@ -9,7 +9,7 @@ from segnode_contract.job import Claim, NewJob, ResultObject, Stage
 from segnode_contract.ledger import IntakeLedger, Ledger, WorkerLedger, WorkLedger
 from segnode_contract.ledger.intake import Decision, Verdict
 from segnode_contract.settings import Limits
-from segnode_models.registry import builtin_cards
+from segnode_models.registry import builtin_models
 
 TILTED = UnsuitableSeries(
     "The gantry is tilted by 18.5 degrees; <b>this</b> is refused.", code="gantry-tilt"
@@ -22,7 +22,8 @@ FINDINGS = Findings(
 
 def queue_job(ledger: Ledger, *, number: int = 1, study_uid: str = "1.2") -> str:
     """Have a series arrive that one of two routes takes, and return the key of its job."""
-    card, digest = next(c for c in builtin_cards() if c[0].name == "ct-tissue")
+    listed = next(each for each in builtin_models() if each.card.name == "ct-tissue")
+    card, digest = listed.card, listed.digest
     WorkerLedger(ledger, "w1").announce(card.name, card.version, digest, card.source)
     intake = IntakeLedger(ledger)
     intake.note("a", number, [f"o{number}"])
@@ -62,7 +63,7 @@ def queue_job(ledger: Ledger, *, number: int = 1, study_uid: str = "1.2") -> str
 def claim_job(ledger: Ledger) -> tuple[WorkLedger, Claim]:
     """Have a worker take the oldest job."""
     work = WorkLedger(ledger, "w1", Limits())
-    claim = work.claim("default", [c[1] for c in builtin_cards()])
+    claim = work.claim("default", [each.digest for each in builtin_models()])
     assert claim is not None
     return work, claim
 

@@ -55,9 +55,20 @@ def parent(node: Node) -> int:
 
 
 def model_process(node: Node) -> int:
-    threads = Path(f"/proc/{parent(node)}/task").iterdir()
-    children = {int(child) for t in threads for child in (t / "children").read_text().split()}
-    [found] = [c for c in children if b"segnode_models" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    """Return the process that runs models: what is innermost below the worker's parent."""
+    below = [parent(node)]
+    for pid in below:  # grows while it is read
+        below += [
+            int(child)
+            for thread in Path(f"/proc/{pid}/task").iterdir()
+            for child in (thread / "children").read_text().split()
+        ]
+    words = [(pid, Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")) for pid in below]
+    [found] = [
+        pid
+        for pid, line in words
+        if line[0].rpartition(b"/")[2].startswith(b"python") and b"segnode_models.server" in line
+    ]
     return found
 
 

@@ -6,15 +6,19 @@ import os
 import socket
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segnode_contract.card import Card, parse_card
+from segnode_contract.errors import ModelUntrusted
 from segnode_contract.findings import Findings, Withheld
-from segnode_models.model import InputVolume
-from segnode_models.registry import RegisteredModel
+from segnode_models.memory import meter_of
+from segnode_models.model import InputVolume, Told
+from segnode_models.registry import ListedModel, Offer
 from segnode_models.server import Server
+from segnode_models.shelf import HOST, Shelf
 
 CARD = """
 name = "{name}"
@@ -24,6 +28,7 @@ intended_use = "Tests."
 limitations = ["Not for use."]
 licence = "AGPL-3.0-or-later"
 memory_bytes = 1000000
+cpu = {cpu}
 time_limit_s = 1.0
 
 [input]
@@ -42,13 +47,18 @@ colour = [30000, 30000, 30000]
 """
 
 
+CPU = ("bright",)
+"""Which may run on the CPU too."""
+
+
 class Odd:
     """Does what its name says."""
 
     def __init__(self, name: str) -> None:
-        self.card: Card = parse_card(CARD.format(name=name), where=name)
+        cpu = str(name in CPU).lower()
+        self.card: Card = parse_card(CARD.format(name=name, cpu=cpu), where=name)
 
-    def segment(self, volume: InputVolume, labels: NDArray[np.uint8]) -> Findings:
+    def segment(self, volume: InputVolume, labels: NDArray[np.uint8], told: Told) -> Findings:
         match self.card.name:
             case "bright":
                 labels[0][volume.hu > 0] = 7
@@ -67,8 +77,13 @@ class Odd:
                 raise MemoryError("DOE^JANE")
             case "raises":
                 raise RuntimeError("DOE^JANE")
+            case "counts":
+                for step in range(600):
+                    time.sleep(0.05)
+                    told(step / 600)
             case "tells":
-                secrets = sorted(name for name in os.environ if name.startswith("SEGNODE"))
+                ours = {name for name in os.environ if name.startswith("SEGNODE")}
+                secrets = sorted(ours - {n for n in ours if n.startswith("SEGNODE_MODEL")})
                 return Findings(withheld=(Withheld(segment=1, reason=" ".join(secrets)),))
         return Findings()
 
@@ -79,14 +94,27 @@ NAMES = (
     "builds on",
     "stranger",
     "hangs",
+    "counts",
     "dies",
     "is greedy",
     "raises",
     "tells",
 )
 
+
+def _listed(name: str) -> ListedModel:
+    odd = Odd(name)
+    return ListedModel(card=odd.card, digest=name, load=lambda device: odd)
+
+
+def _fat(device: str) -> Odd:
+    return Odd("bright" if device == HOST else "is greedy")
+
+
 if __name__ == "__main__":
-    models = [RegisteredModel(card=m.card, digest=m.card.name, model=m) for m in map(Odd, NAMES)]
-    fat = Odd("is greedy")
-    models.append(RegisteredModel(card=fat.card, digest="fat", model=fat, smaller=Odd("bright")))
-    Server(models).serve(socket.socket(fileno=int(sys.argv[1])))
+    models = {name: _listed(name) for name in NAMES}
+    fat = replace(Odd("is greedy").card, cpu=True)
+    models["fat"] = ListedModel(card=fat, digest="fat", load=_fat)
+    offer = Offer(models=models, refused={"foreign": ModelUntrusted("It is not trusted.")})
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    Server(lambda: offer, Shelf("meta", meter=meter_of(HOST)), Shelf(HOST)).serve(listener)

@@ -25,7 +25,7 @@ PROGRAM = str(Path(__file__).parent / "odd_models.py")
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[ModelService]:
-    service = ModelService([PROGRAM])
+    service = ModelService([PROGRAM], reads=[Path(PROGRAM).parent])
     service.start()
     yield service
     service.stop()
@@ -38,7 +38,7 @@ def process(service: ModelService) -> ModelProcess:
 
 @pytest.fixture
 def cards(process: ModelProcess) -> dict[str, Card]:
-    return {model.card.name: model.card for model in process.models(60)}
+    return {model.card.name: model.card for model in process.models(60).models}
 
 
 @pytest.fixture
@@ -120,11 +120,11 @@ def test_the_process_sees_no_address_and_no_password(
 ) -> None:
     monkeypatch.setenv("SEGNODE_ARCHIVE_PASSWORD", "secret")
     monkeypatch.setenv("SEGNODE_LEDGER_URL", "sqlite://")
-    service = ModelService([PROGRAM])
+    service = ModelService([PROGRAM], reads=[Path(PROGRAM).parent])
     service.start()
     try:
         process = ModelProcess(service.address, service.kill)
-        card = next(m.card for m in process.models(60) if m.card.name == "tells")
+        card = next(m.card for m in process.models(60).models if m.card.name == "tells")
         _, findings = process.segment(card, "tells", volume, {})
     finally:
         service.stop()
@@ -142,7 +142,7 @@ def test_too_little_memory_is_named(
 def test_a_model_with_a_smaller_profile_is_tried_with_it_once(
     process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
 ) -> None:
-    with pytest.raises(OutOfMemory, match="smaller memory profile"):
+    with pytest.raises(OutOfMemory, match="tried on the CPU"):
         process.segment(cards["is greedy"], "fat", volume, {})
     labels, _ = process.segment(cards["is greedy"], "fat", volume, {}, thrifty=True)
     assert labels.any()
@@ -151,7 +151,7 @@ def test_a_model_with_a_smaller_profile_is_tried_with_it_once(
 def test_a_model_that_hangs_after_its_child_died_holds_nobody_for_ever(
     service: ModelService, process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
 ) -> None:
-    killed: list[int] = []
+    killed: list[str] = []
     forgetful = ModelProcess(service.address, killed.append)
     with pytest.raises(ModelTimeLimit):
         forgetful.segment(cards["hangs"], "hangs", volume, {})
@@ -163,6 +163,6 @@ def test_a_model_that_hangs_after_its_child_died_holds_nobody_for_ever(
 def test_a_late_order_does_not_end_the_next_process(
     service: ModelService, process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
 ) -> None:
-    service.kill(1)
+    service.kill("0")
     labels, _ = process.segment(cards["bright"], "bright", volume, {})
     assert labels.any()

@@ -21,7 +21,7 @@ from segnode_cli.supervise import check_programs
 from segnode_contract.errors import SegnodeError, SetupError
 from segnode_contract.ledger import Ledger, LedgerView
 from segnode_contract.settings import load_settings
-from segnode_models.registry import builtin_cards
+from segnode_models.registry import offer_of
 from segnode_worker.archive import trust_in
 
 _SILENT_S = 60.0
@@ -38,7 +38,7 @@ def examine(data: Path) -> bool:
         "interpreter": _interpreter,
         "viewer": _viewer,
         "settings": lambda: _settings(known),
-        "models": lambda: ", ".join(card.name for card, _ in builtin_cards()),
+        "models": lambda: _models(data),
         "free space": lambda: _free_space(data),
         "node": lambda: _node(known, data),
     }
@@ -53,6 +53,13 @@ def examine(data: Path) -> bool:
         }
     failed = [name for name, check in checks.items() if not _report(name, check)]
     return not failed
+
+
+def _models(data: Path) -> str:
+    offer = offer_of(data / "models")
+    for error in offer.refused.values():
+        raise error
+    return ", ".join(listed.card.name for listed in offer.models.values())
 
 
 def _report(name: str, check: Check) -> bool:

@@ -59,7 +59,7 @@ def opened(data: Path) -> Iterator[Opened]:
     variables = node_variables(data)
     config = Path(variables["SEGNODE_CONFIG"])
     settings = load_settings(config)
-    if check_routes(config):
+    if check_routes(config, data):
         say(
             f"There are faults in {config}: `segnode routes check --config {config}`; until they "
             "are mended, the running node may follow older routes than these."

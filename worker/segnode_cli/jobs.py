@@ -1,4 +1,4 @@
-"""`segnode jobs`, `segnode job` and `segnode models list`."""
+"""`segnode jobs`, `segnode job`, `segnode retry` and `segnode cancel`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from rich.table import Column, Table
 from segnode_cli.node import node_variables, read_environment
 from segnode_cli.show import console, say
 from segnode_contract.errors import SetupError
-from segnode_contract.job import RETRIED
+from segnode_contract.job import OPEN_STATES, RETRIED, JobState
 from segnode_contract.ledger import ActLedger, Ledger, LedgerView
-from segnode_models.registry import builtin_cards
 
 
 @contextmanager
@@ -78,7 +77,9 @@ def show_job(data: Path, key: str, as_json: bool) -> None:
         print(json.dumps(asdict(job)))
         return
     row = job.row
-    console.print(f"{row.key} {row.state}, {row.model} {row.model_version}, route {row.route}")
+    far = f" ({row.progress:.0%} of the model)" if row.progress is not None else ""
+    made_by = f"{row.model} {row.model_version}, route {row.route}"
+    console.print(f"{row.key} {row.state}{far}, {made_by}")
     if row.error_code:
         console.print(f"{row.error_code} in {row.error_stage}: {row.error_sentence}", markup=False)
     for run in job.runs:
@@ -113,6 +114,37 @@ def retry_jobs(data: Path, keys: Sequence[str]) -> None:
             say(f"job {key[:12]} is queued again")
 
 
+def cancel_jobs(data: Path, keys: Sequence[str]) -> None:
+    """Cancel jobs that have not ended; who asked is recorded.
+
+    Raises
+    ------
+    SetupError
+        If a key begins no single job, or that of one that cannot be cancelled any more.
+    """
+    with ledger_of(data) as ledger:
+        view, acts = LedgerView(ledger), ActLedger(ledger)
+        for key in [_one(view, key) for key in keys]:
+            if not acts.cancel(key, actor()):
+                job = view.job(key)
+                state = job.row.state if job else "gone"
+                raise SetupError(
+                    f"Job {key[:12]} is {state} and its result is being stored; see it with "
+                    "`segnode job` when it is done."
+                    if state == JobState.RUNNING
+                    else f"Job {key[:12]} is {state}; only jobs that are "
+                    f"{', '.join(OPEN_STATES)} are cancelled."
+                )
+            say(f"job {key[:12]} is cancelled")
+
+
+def _one(view: LedgerView, key: str) -> str:
+    job = view.job(key)
+    if job is None:
+        raise SetupError(f"No single job's key begins with '{key}'; see `segnode jobs`.")
+    return job.row.key
+
+
 def _retryable(view: LedgerView, key: str) -> str:
     job = view.job(key)
     if job is None:
@@ -123,16 +155,3 @@ def _retryable(view: LedgerView, key: str) -> str:
             f"{', '.join(RETRIED)} are retried."
         )
     return job.row.key
-
-
-def print_models(as_json: bool) -> None:
-    """Print the cards of the built-in models."""
-    cards = builtin_cards()
-    if as_json:
-        print(json.dumps([{"digest": digest, **asdict(card)} for card, digest in cards]))
-        return
-    table = Table("model", "version", "kind", "segments", "intended use", "digest")
-    for card, digest in cards:
-        names = ", ".join(segment.label for segment in card.segments)
-        table.add_row(card.name, card.version, card.kind, names, card.intended_use, digest[:12])
-    console.print(table)

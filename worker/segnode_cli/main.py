@@ -15,7 +15,9 @@ from segnode_cli.demo import run_demo, run_node
 from segnode_cli.doctor import examine
 from segnode_cli.explain import print_explanation
 from segnode_cli.explain import replay as replay_studies
-from segnode_cli.jobs import print_jobs, print_models, retry_jobs, show_job
+from segnode_cli.jobs import cancel_jobs, print_jobs, retry_jobs, show_job
+from segnode_cli.model_add import add_model
+from segnode_cli.models import print_models, remove_model, show_model
 from segnode_cli.node import CONFIG
 from segnode_cli.routes import check_routes
 from segnode_cli.segment import segment_folder
@@ -23,6 +25,7 @@ from segnode_cli.send import parse_peer, send_paths
 from segnode_cli.show import say
 from segnode_cli.verify import agree
 from segnode_contract.errors import SegnodeError
+from segnode_contract.settings import load_settings
 
 DATA = Path("data/node")
 DEMO_DATA = Path("data/demo")
@@ -39,7 +42,9 @@ models = typer.Typer(no_args_is_help=True, help="The models that this installati
 app.add_typer(models, name="models")
 
 DataOption = Annotated[Path, typer.Option(help="Data folder of the node.")]
+ConfigOption = Annotated[Path, typer.Option(envvar="SEGNODE_CONFIG", help="Settings file.")]
 PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -67,7 +72,7 @@ def demo(
 @app.command()
 def up(
     data: DataOption = DATA,
-    config: Annotated[Path, typer.Option(envvar="SEGNODE_CONFIG")] = CONFIG / "segnode.toml",
+    config: ConfigOption = CONFIG / "segnode.toml",
     http_port: PortOption = 0,
     dicom_port: PortOption = 0,
     workers: Annotated[int, typer.Option(min=1, help="Worker children.")] = 2,
@@ -94,9 +99,11 @@ def segment(
     path: Path,
     model: Annotated[str, typer.Option(help="Name of the model.")],
     out: Annotated[Path, typer.Option(help="Folder for the SEG.")],
+    config: ConfigOption = CONFIG / "segnode.toml",
+    data: DataOption = DATA,
 ) -> None:
     """Run the worker's own pipeline on the files of one series, without a server."""
-    print(segment_folder(path, model, out))
+    print(segment_folder(path, model, out, load_settings(config).models, data))
 
 
 @app.command()
@@ -117,12 +124,19 @@ def retry(keys: list[str], data: DataOption = DATA) -> None:
     retry_jobs(data, keys)
 
 
+@app.command()
+def cancel(keys: list[str], data: DataOption = DATA) -> None:
+    """Cancel jobs that wait or run; a running model stops within two seconds."""
+    cancel_jobs(data, keys)
+
+
 @routes.command("check")
 def routes_check(
-    config: Annotated[Path, typer.Option(envvar="SEGNODE_CONFIG")] = CONFIG / "segnode.toml",
+    config: ConfigOption = CONFIG / "segnode.toml",
+    data: DataOption = DATA,
 ) -> None:
     """Say what is wrong in a settings file, with line and column; exit code 1 if anything is."""
-    complaints = check_routes(config)
+    complaints = check_routes(config, data)
     for complaint in complaints:
         print(f"{config}:{complaint.line}:{complaint.column}: {complaint.sentence}")
     if complaints:
@@ -150,9 +164,34 @@ def replay(
 
 
 @models.command("list")
-def list_models(as_json: JsonOption = False) -> None:
-    """List the models' cards."""
-    print_models(as_json)
+def list_models(data: DataOption = DATA, as_json: JsonOption = False) -> None:
+    """List the models that are built in or were added, and why some are refused."""
+    print_models(data, as_json)
+
+
+@models.command("show")
+def show_one_model(name: str, data: DataOption = DATA, as_json: JsonOption = False) -> None:
+    """Show a model's card, its digest and its files."""
+    show_model(data, name, as_json)
+
+
+@models.command("add")
+def add_one_model(
+    path: Annotated[Path, typer.Argument(help="Folder, .zip, .tar or .tar.gz.")],
+    card: Annotated[Path | None, typer.Option(help="Card to use instead of its own.")] = None,
+    yes: YesOption = False,
+    data: DataOption = DATA,
+) -> None:
+    """Show what a model from elsewhere holds and may execute, and add it; a card is drafted."""
+    if not add_model(path, data, card_file=card, yes=yes):
+        raise typer.Exit(1)
+
+
+@models.command("remove")
+def remove_one_model(name: str, yes: YesOption = False, data: DataOption = DATA) -> None:
+    """Remove a model that was added."""
+    if not remove_model(data, name, yes=yes):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydicom.datadict import dictionary_VR, keyword_dict, tag_for_keyword
 
-from segnode_models.registry import builtin_cards
+from segnode_models.registry import offer_of
 from segnode_plugin import route_check
 from segnode_plugin.route_check import Complaint
 
@@ -24,7 +24,10 @@ class Keywords:
         return keyword_dict.keys()
 
 
-def check_routes(config: Path) -> list[Complaint]:
-    """Return what is wrong in the settings file, as `route_check.check_routes`."""
-    cards = {card.name: card for card, _ in builtin_cards()}
+def check_routes(config: Path, data: Path) -> list[Complaint]:
+    """Return what is wrong in the settings file, as `route_check.check_routes`.
+
+    The models are those of the node in `data`, whether it runs or not.
+    """
+    cards = {listed.card.name: listed.card for listed in offer_of(data / "models").models.values()}
     return route_check.check_routes(config, Keywords(), cards)

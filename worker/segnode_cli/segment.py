@@ -12,20 +12,23 @@ from segnode_contract.card import Card
 from segnode_contract.errors import SetupError, UnknownModel
 from segnode_contract.identity import job_key
 from segnode_contract.job import Stage
-from segnode_models.registry import builtin_cards
+from segnode_contract.settings import Models
+from segnode_models.registry import ListedModel, offer_of
 from segnode_worker.archive import result_uids
 from segnode_worker.folder import FolderArchive
 from segnode_worker.inputs import Fetched
 from segnode_worker.model_client import ModelProcess
-from segnode_worker.model_service import ModelService
+from segnode_worker.model_service import ModelService, models_folder
 from segnode_worker.pipeline import make_result, series_number
 from segnode_worker.segmentation import ResultIdentity
 
 NODE = "segnode-files"
 
 
-def segment_folder(path: Path, model: str, out: Path) -> str:
+def segment_folder(path: Path, model: str, out: Path, settings: Models, data: Path) -> str:
     """Segment the one series of images in `path` and return the path of the SEG.
+
+    The models are those of the node whose data are in `data`, and the built-in ones.
 
     The identities are those that a node gives, so that the same images give the same UIDs.
 
@@ -36,7 +39,9 @@ def segment_folder(path: Path, model: str, out: Path) -> str:
     UnknownModel
         If there is no such model.
     """
-    card, digest = _model(model)
+    folder = models_folder(data) if data.exists() else None
+    listed = _model(model, folder)
+    card, digest = listed.card, listed.digest
     archive = FolderArchive(path, out)
     study_uid, series_uid = _the_series(archive, card, path)
     files = archive.fetch_series(study_uid, series_uid)
@@ -48,7 +53,7 @@ def segment_folder(path: Path, model: str, out: Path) -> str:
         parameters={},
         form="BINARY",
     )
-    service = ModelService()
+    service = ModelService(models=folder, memory_mb=settings.memory_mb, sandbox=settings.sandbox)
     service.start()
     try:
         made = make_result(
@@ -73,14 +78,15 @@ def segment_folder(path: Path, model: str, out: Path) -> str:
     return str(out)
 
 
-def _model(name: str) -> tuple[Card, str]:
-    known = builtin_cards()
-    for card, digest in known:
-        if card.name == name:
-            return card, digest
-    raise UnknownModel(
-        f"There is no model '{name}'; there are {', '.join(card.name for card, _ in known)}."
-    )
+def _model(name: str, folder: Path | None) -> ListedModel:
+    offer = offer_of(folder)
+    for listed in offer.models.values():
+        if listed.card.name == name:
+            return listed
+    if name in offer.refused:
+        raise offer.refused[name]
+    known = ", ".join(sorted(listed.card.name for listed in offer.models.values()))
+    raise UnknownModel(f"There is no model '{name}'; there are {known}.")
 
 
 def _the_series(archive: FolderArchive, card: Card, path: Path) -> tuple[str, str]:

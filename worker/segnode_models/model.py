@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,13 +29,29 @@ class InputVolume:
     prior: NDArray[np.uint8] | None = None
     """Label planes of the result that the card builds on, ``(planes, slices, rows, columns)``."""
 
+    def channels(self, card: Card) -> list[NDArray[np.int16] | NDArray[np.float32]]:
+        """Return the images in the order of `Card.inputs`; zeros for one that is not there."""
+        absent = np.zeros_like(self.hu, dtype=np.float32)
+        others = [self.others.get(one.role, absent) for one in card.inputs[1:]]
+        return [self.hu, *others]
+
+
+Told = Callable[[float], None]
+"""Takes how much of the work is done, 0 to 1, and raises `Stopped` when it is not wanted any more.
+
+A model calls it often, twice a second say: it is how a cancelled job ends in time."""
+
+
+class Stopped(Exception):
+    """Nobody waits for the result."""
+
 
 class Model(Protocol):
     """A loaded model."""
 
     card: Card
 
-    def segment(self, volume: InputVolume, labels: NDArray[np.uint8]) -> Findings:
+    def segment(self, volume: InputVolume, labels: NDArray[np.uint8], told: Told) -> Findings:
         """Write the label planes into `labels`, zero at the call.
 
         Parameters
@@ -44,9 +60,18 @@ class Model(Protocol):
             The images.
         labels
             Shape ``(planes, slices, rows, columns)``, on the grid of `volume.hu`.
+        told
+            See `Told`.
 
         Returns
         -------
         Findings
             Segments left out with their reason, and measurements.
+
+        Raises
+        ------
+        ModelFailed
+            With a code of its own where the network, its card and the images do not fit.
+        Stopped
+            Out of `told`.
         """

@@ -1,75 +1,130 @@
-"""Which models this installation has.
+"""Which models this installation has: those that are built in, and those that were added.
 
 A model is a folder with a `card.toml`. Cards and digests are read without torch, so that listing
-models is quick; `load_builtin` imports it.
+models is quick; `ListedModel.load` imports it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from segnode_contract.card import Card, parse_card
-from segnode_contract.errors import CardError
+from segnode_contract.errors import CardError, ModelUntrusted, SegnodeError
+from segnode_models.kinds import load_builtin, load_network
 from segnode_models.model import Model
-
-if TYPE_CHECKING:
-    import torch
+from segnode_models.trust import check_pins, pinned_models
 
 BUILTIN = Path(__file__).parent / "builtin"
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegisteredModel:
-    """A model ready to run; `digest` changes with its code, its card and its weights."""
+class ListedModel:
+    """A model that may be loaded; `digest` changes with its code, its card and its weights."""
 
     card: Card
     digest: str
-    model: Model
-    smaller: Model | None = None
-    """The same model where it needs less memory, and more time: on the CPU."""
+    load: Callable[[str], Model]
+    """Takes a torch device, ``cpu`` or ``cuda:0``. Raises `ModelFailed`."""
 
 
-def builtin_cards() -> list[tuple[Card, str]]:
-    """Return card and digest of every built-in model, by name, without importing torch."""
-    return [(read_card(folder), digest(folder)) for folder in _builtin_folders()]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What can run here, by digest, and why the rest cannot, by name."""
+
+    models: dict[str, ListedModel]
+    refused: dict[str, SegnodeError]
 
 
-def load_builtin(device: str) -> list[RegisteredModel]:
-    """Load the built-in models.
+def builtin_models() -> list[ListedModel]:
+    """Return the built-in models, by name."""
+    listed = []
+    for folder in sorted(card.parent for card in BUILTIN.glob("*/card.toml")):
+        card = read_card(folder)
+        listed.append(
+            ListedModel(card=card, digest=_builtin_digest(folder), load=partial(load_builtin, card))
+        )
+    return listed
+
+
+def offer_of(models: Path | None, *, trusted: bool = True) -> Offer:
+    """Read the built-in models and those in the folder `models`, whose pins are checked.
 
     Parameters
     ----------
-    device
-        A torch device, ``cpu`` or ``cuda:0`` say, or ``auto``: the first GPU where there is one.
+    trusted
+        False where nothing here holds programs from elsewhere: what was added is refused then.
     """
-    return list(available(_builtin_folders(), device).values())
+    found = builtin_models()
+    refused: dict[str, SegnodeError] = {}
+    names = {listed.card.name for listed in found}
+    for folder in [models / name for name in pinned_models(models)] if models else []:
+        try:
+            found.append(_added(folder, names, trusted))
+        except SegnodeError as error:
+            refused[folder.name] = error
+    return Offer(models={listed.digest: listed for listed in found}, refused=refused)
 
 
-def available(folders: Iterable[Path], device: str) -> Mapping[str, RegisteredModel]:
-    """Load the models in `folders`, by name.
+class Catalogue:
+    """The offer as the folder of models is now; it is read again when anything there changed.
 
-    Raises
-    ------
-    CardError
-        If a card lacks something, two have one name, or nothing here can run its kind.
+    Parameters
+    ----------
+    models, trusted
+        As of `offer_of`.
     """
-    found: dict[str, RegisteredModel] = {}
-    for folder in folders:
-        card = read_card(folder)
-        if card.name in found:
-            raise CardError(f"{folder}: another model is named '{card.name}' too; rename one.")
-        make, where = _loader(card, folder), _device(device)
-        found[card.name] = RegisteredModel(
-            card=card,
-            digest=digest(folder),
-            model=make(card, where),
-            smaller=None if where.type == "cpu" else make(card, _device("cpu")),
+
+    def __init__(self, models: Path | None, *, trusted: bool = True) -> None:
+        self._models = models
+        self._trusted = trusted
+        self._lock = threading.Lock()
+        self._seen: object = None
+        self._offer = Offer(models={}, refused={})
+
+    def offer(self) -> Offer:
+        """Return what can run now."""
+        with self._lock:
+            seen = _looks(self._models) if self._models else ()
+            if seen != self._seen:
+                self._offer, self._seen = offer_of(self._models, trusted=self._trusted), seen
+            return self._offer
+
+
+def _looks(models: Path) -> tuple[object, ...]:
+    """Return what changes with any file of a model; reading the files each time would be slow."""
+    looks = []
+    for path in sorted(models.rglob("*")):
+        try:
+            stat = path.lstat()
+        except FileNotFoundError:  # it is being replaced: the next look tells
+            continue
+        looks.append((str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    return tuple(looks)
+
+
+def _added(folder: Path, builtin: set[str], trusted: bool) -> ListedModel:
+    if not trusted:
+        raise ModelUntrusted(
+            f"The model {folder.name} is a program from elsewhere, and nothing here can hold it: "
+            "bubblewrap cannot make a sandbox. Install it (as root: apt-get install bubblewrap) "
+            "and allow user namespaces, or accept the risk with sandbox = false in [models]."
         )
-    return found
+    pins = check_pins(folder.parent, folder.name)
+    card = read_card(folder)
+    if card.name != folder.name or card.name in builtin or card.kind == "builtin":
+        raise CardError(
+            f"{folder.name}/card.toml: the name is '{card.name}' and the kind {card.kind}; it must "
+            "be the folder's name, no built-in model's, and of another kind."
+        )
+    code = sorted(_HERE.glob("*.py"))
+    digest = _digest([pins.digest.encode(), *(path.read_bytes() for path in code)])
+    return ListedModel(card=card, digest=digest, load=partial(load_network, card, folder))
 
 
 def read_card(folder: Path) -> Card:
@@ -86,46 +141,28 @@ def read_card(folder: Path) -> Card:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise CardError(f"{where} is missing; a model folder needs its card.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CardError(f"{where} cannot be read as text.") from error
     return parse_card(text, where=where)
 
 
-def digest(folder: Path) -> str:
-    """Return the SHA-256 over names and bytes of the model's files and of the modules it shares."""
+def _builtin_digest(folder: Path) -> str:
+    """Return the SHA-256 over the model's files and the modules that it shares."""
     own = [path for path in folder.rglob("*") if path.suffix in {".py", ".toml"}]
-    shared = BUILTIN.glob("*.py") if folder.parent == BUILTIN else ()
-    summed = hashlib.sha256()
-    for name, path in sorted((p.relative_to(folder.parent).as_posix(), p) for p in [*own, *shared]):
+    shared = BUILTIN.glob("*.py")
+    named = sorted((p.relative_to(folder.parent).as_posix(), p) for p in [*own, *shared])
+    return _digest(_named(named))
+
+
+def _named(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
+    for name, path in files:
         content = path.read_bytes()
-        summed.update(f"{name}\n{len(content)}\n".encode())
-        summed.update(content)
+        yield f"{name}\n{len(content)}\n".encode()
+        yield content
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    summed = hashlib.sha256()
+    for part in parts:
+        summed.update(part)
     return summed.hexdigest()
-
-
-def _builtin_folders() -> list[Path]:
-    return sorted(card.parent for card in BUILTIN.glob("*/card.toml"))
-
-
-def _loader(card: Card, folder: Path) -> Callable[[Card, torch.device], Model]:
-    # here and not above: torch takes more than a second, which reading cards must not cost
-    from segnode_models.builtin.ct_lung_density.model import CtLungDensity  # noqa: PLC0415
-    from segnode_models.builtin.ct_tissue.model import CtTissue  # noqa: PLC0415
-
-    classes: dict[tuple[str, str], Callable[[Card, torch.device], Model]] = {
-        ("builtin", "ct-tissue"): CtTissue,
-        ("builtin", "ct-lung-density"): CtLungDensity,
-    }
-    try:
-        return classes[card.kind, card.name]
-    except KeyError as error:
-        raise CardError(
-            f"{folder.name}/card.toml: no {card.kind} model named '{card.name}' can be run here; "
-            f"known are {', '.join(name for _, name in classes)}."
-        ) from error
-
-
-def _device(name: str) -> torch.device:
-    import torch  # noqa: PLC0415 - as above
-
-    if name == "auto":
-        name = "cuda:0" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

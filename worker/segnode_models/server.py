@@ -10,11 +10,12 @@ import errno
 import logging
 import mmap
 import os
+import select
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from numpy.typing import NDArray
 from segnode_contract.card import Card
 from segnode_contract.errors import ModelFailed, OutOfMemory, SegnodeError, UnknownModel
 from segnode_contract.events import log_events
+from segnode_contract.findings import Findings
 from segnode_contract.model_link import receive, send
-from segnode_models.model import InputVolume
-from segnode_models.registry import RegisteredModel, load_builtin
+from segnode_models.model import InputVolume, Model, Stopped, Told
+from segnode_models.registry import Catalogue, Offer
+from segnode_models.shelf import HOST, Shelf
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ _DESCRIPTORS = 32
 """Arrays of one request at most."""
 _GRACE_S = 5.0
 """Who asked has this long to end us first, and then knows why."""
+_LOAD_S = 600.0
 _MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "CUDA error: out of memory",
@@ -44,10 +48,22 @@ _MEMORY = (
 
 
 class Server:
-    """Answers worker children: which models there are, and segment this."""
+    """Answers worker children: which models there are, and segment this.
 
-    def __init__(self, models: list[RegisteredModel]) -> None:
-        self._models = {model.digest: model for model in models}
+    Parameters
+    ----------
+    offer
+        Gives the models that can run now.
+    shelf
+        Of the device that models run on.
+    host
+        Of the CPU, for models that need too much memory there and may run here.
+    """
+
+    def __init__(self, offer: Callable[[], Offer], shelf: Shelf, host: Shelf | None) -> None:
+        self._offer = offer
+        self._shelf = shelf
+        self._host = host
         self._device = threading.Lock()
         self._broken = False
 
@@ -62,23 +78,21 @@ class Server:
             try:
                 while True:
                     request, descriptors = receive(link, descriptors=_DESCRIPTORS)
-                    self._answer(link, request, descriptors)
+                    if request["ask"] != "stop":  # which came too late
+                        self._answer(link, request, descriptors)
             except (EOFError, ConnectionError):
                 return
 
     def _answer(self, link: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
         if request["ask"] == "models":
-            send(link, {"started": True})
-            cards = [{"digest": d, "card": m.card.source} for d, m in self._models.items()]
-            send(link, {"models": cards})
+            self._list(link)
             return
-        model = self._models.get(request["digest"])
-        smaller = model is not None and model.smaller is not None
         try:
             with self._device:
-                send(link, {"pid": os.getpid(), "smaller": smaller})
+                if _unwanted(link):
+                    return
                 try:
-                    send(link, self._reply(model, request, fds))
+                    self._run(link, request, fds)
                 finally:
                     if self._broken:  # nobody else may come to a context that is lost for good
                         os._exit(1)
@@ -86,29 +100,105 @@ class Server:
             for fd in fds:
                 os.close(fd)
 
-    def _reply(
-        self, model: RegisteredModel | None, request: dict[str, Any], fds: list[int]
-    ) -> dict[str, Any]:
-        try:
-            return self._segment(model, request, fds)
-        except SegnodeError as error:
-            return {"code": error.code, "sentence": error.sentence}
+    def _list(self, link: socket.socket) -> None:
+        send(link, {"started": True})
+        offer = self._usable()
+        models = [{"digest": d, "card": m.card.source} for d, m in offer.models.items()]
+        refused = {name: [e.code, e.sentence] for name, e in offer.refused.items()}
+        loaded = {digest: need.weights for digest, need in self._shelf.loaded.items()}
+        send(link, {"models": models, "refused": refused, "loaded": loaded})
 
-    def _segment(
-        self, model: RegisteredModel | None, request: dict[str, Any], fds: list[int]
-    ) -> dict[str, Any]:
-        if model is None:
-            raise UnknownModel(
+    def _usable(self) -> Offer:
+        offer = self._offer()
+        if self._shelf.device != HOST:
+            return offer
+        usable = {digest: m for digest, m in offer.models.items() if m.card.cpu}
+        lacking = [m.card.name for m in offer.models.values() if not m.card.cpu]
+        refused: dict[str, SegnodeError] = {name: _needs_gpu(name) for name in lacking}
+        return Offer(models=usable, refused={**offer.refused, **refused})
+
+    def _run(self, link: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+        """Load, say that the turn has come, segment, answer; one thread at a time."""
+        listed = self._usable().models.get(request["digest"])
+        if listed is None:
+            error = UnknownModel(
                 f"The model process has no model with digest {request['digest'][:12]}."
             )
-        chosen = model.smaller if request["thrifty"] and model.smaller else model.model
+            send(link, {"code": error.code, "sentence": error.sentence})
+            return
+        thrifty = request["thrifty"] and listed.card.cpu
+        shelf = self._host if self._host and thrifty else self._shelf
+        shelf.forget(set(self._offer().models))
         try:
-            volume, labels = _shared(model.card, request, fds)
-            with _no_longer_than(model.card.time_limit_s + _GRACE_S):
-                return {"findings": chosen.segment(volume, labels).to_json()}
+            with _no_longer_than(_LOAD_S):
+                model = shelf.take(listed)
         except Exception as error:  # whatever a model raises is the model's failure
-            self._broken = "CUDA error" in str(error) and not _lacks_memory(error)
-            raise _failure(model.card, error) from error
+            send(link, self._failure(listed.card, error))
+            return
+        send(link, {"turn": os.environ.get("SEGNODE_MODEL_START", "")} | self._profile(listed.card))
+        try:
+            volume, labels = _shared(listed.card, request, fds)
+            with _no_longer_than(listed.card.time_limit_s + _GRACE_S), shelf.measuring(listed):
+                findings = _segment(model, volume, labels, link, lambda: shelf.keep_only(listed))
+        except Exception as error:  # as above
+            reply = self._failure(listed.card, error)
+        else:
+            reply = {"findings": findings.to_json()}
+        send(link, reply)
+
+    def _failure(self, card: Card, error: Exception) -> dict[str, Any]:
+        """Return what is said of a model's failure."""
+        if isinstance(error, Stopped):
+            return {"code": "stopped", "sentence": "Nobody waits for the result any more."}
+        self._broken = "CUDA error" in str(error) and not _lacks_memory(error)
+        known = error if isinstance(error, SegnodeError) else _as_ours(card, error)
+        return {"code": known.code, "sentence": known.sentence} | self._profile(card)
+
+    def _profile(self, card: Card) -> dict[str, bool]:
+        return {"smaller": self._host is not None and card.cpu}
+
+
+def _segment(
+    model: Model,
+    volume: InputVolume,
+    labels: NDArray[np.uint8],
+    link: socket.socket,
+    make_room: Callable[[], bool],
+) -> Findings:
+    """Run a model; where memory lacks and others hold some of it, once more with all of it."""
+    try:
+        return model.segment(volume, labels, _told(link))
+    except Exception as error:
+        if not (_lacks_memory(error) and make_room()):
+            raise
+    labels[:] = 0
+    return model.segment(volume, labels, _told(link))
+
+
+def _told(link: socket.socket) -> Told:
+    """Return what passes progress on, and stops the model when its caller says so or is gone."""
+
+    def told(fraction: float) -> None:
+        if _unwanted(link):
+            raise Stopped
+        try:
+            send(link, {"progress": min(1.0, max(0.0, fraction))})
+        except ConnectionError as error:
+            raise Stopped from error
+
+    return told
+
+
+def _unwanted(link: socket.socket) -> bool:
+    """Return whether the caller says stop, or is gone: nothing else comes before its answer."""
+    return bool(select.select([link], [], [], 0)[0])
+
+
+def _needs_gpu(name: str) -> ModelFailed:
+    return ModelFailed(
+        f"The model {name} needs a GPU: its card says cpu = false, and there is none here.",
+        code="model-needs-gpu",
+    )
 
 
 def _shared(
@@ -137,7 +227,7 @@ def _given(fd: int, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     return np.frombuffer(mmap.mmap(fd, size, prot=mmap.PROT_READ), kind).reshape(shape)
 
 
-def _failure(card: Card, error: Exception) -> SegnodeError:
+def _as_ours(card: Card, error: Exception) -> SegnodeError:
     place = traceback.extract_tb(error.__traceback__)[-1]
     kind = type(error).__name__
     where = f"{Path(place.filename).name}:{place.lineno}"
@@ -173,12 +263,24 @@ def _no_longer_than(seconds: float) -> Iterator[None]:
 
 
 def main() -> None:
-    """Load the models and serve."""
+    """Serve the models that are built in, and those in the folder `SEGNODE_MODELS`."""
     log_events()
     listener = socket.socket(fileno=int(sys.argv[1]))
-    models = load_builtin(os.environ.get("SEGNODE_DEVICE", "auto"))
-    log.info("models loaded", extra={"models": ",".join(m.card.name for m in models)})
-    Server(models).serve(listener)
+    given = os.environ.get("SEGNODE_DEVICE", "auto")
+    device = _first_device() if given == "auto" else given
+    folder = os.environ.get("SEGNODE_MODELS")
+    trusted = os.environ.get("SEGNODE_MODEL_TRUST") == "1"
+    catalogue = Catalogue(Path(folder) if folder else None, trusted=trusted)
+    for name, error in catalogue.offer().refused.items():
+        log.warning("model refused", extra={"model": name, "code": error.code})
+    shelf = Shelf(device, int(os.environ.get("SEGNODE_MODEL_MEMORY_MB", "0")) << 20)
+    Server(catalogue.offer, shelf, None if device == HOST else Shelf(HOST)).serve(listener)
+
+
+def _first_device() -> str:
+    import torch  # noqa: PLC0415 - it takes more than a second, which tests' models need not spend
+
+    return "cuda:0" if torch.cuda.is_available() else HOST
 
 
 if __name__ == "__main__":

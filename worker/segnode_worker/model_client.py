@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import select
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,17 +29,39 @@ from segnode_contract.errors import (
     SegnodeError,
 )
 from segnode_contract.findings import Findings
+from segnode_contract.job import Stage, StageTimer
 from segnode_contract.model_link import receive, send
 
 _TURN_S = 3600.0
 """How long a job may wait for the jobs before it; a start of the process is in it."""
 _TRIES = 5
+_TOLD_S = 0.5
+_STOP_S = 1.0
+"""A model that is to stop has this long to do so by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
     card: Card
     digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    models: list[KnownModel]
+    refused: dict[str, str]
+    """Names of models that cannot run, and why: a sentence each."""
+
+
+Told = Callable[[float | None], None]
+
+
+def _unheard(fraction: float | None) -> None:
+    """Nobody asks how far it is."""
+
+
+def _untimed(stage: Stage) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class ModelProcess:
@@ -48,15 +72,16 @@ class ModelProcess:
     address
         Path of its Unix socket.
     kill
-        Ends the process of that id; called when a job runs past its time limit.
+        Ends the process that was started under that name; called when a model runs past its time
+        limit, or does not stop.
     """
 
-    def __init__(self, address: str, kill: Callable[[int], None]) -> None:
+    def __init__(self, address: str, kill: Callable[[str], None]) -> None:
         self._address = address
         self._kill = kill
 
-    def models(self, within_s: float) -> list[KnownModel]:
-        """Return the models that it has.
+    def models(self, within_s: float) -> Known:
+        """Return the models that it has, and those that it refuses.
 
         Raises
         ------
@@ -64,11 +89,14 @@ class ModelProcess:
             If it is not up within so many seconds.
         """
         with self._turn({"ask": "models"}, [], within_s) as (link, _):
-            reply = _reply(link)
-        return [
-            KnownModel(card=parse_card(m["card"], where="the model process"), digest=m["digest"])
-            for m in reply["models"]
-        ]
+            reply = _reply(link, within_s, _unheard)
+        return Known(
+            models=[
+                KnownModel(card=parse_card(m["card"], where="a model's card"), digest=m["digest"])
+                for m in reply["models"]
+            ],
+            refused={name: sentence for name, (_, sentence) in reply["refused"].items()},
+        )
 
     def segment(
         self,
@@ -80,6 +108,8 @@ class ModelProcess:
         others: Mapping[str, NDArray[np.float32]] | None = None,
         prior: NDArray[np.uint8] | None = None,
         thrifty: bool = False,
+        stage: StageTimer = _untimed,
+        told: Told = _unheard,
     ) -> tuple[NDArray[np.uint8], Findings]:
         """Run one model.
 
@@ -95,6 +125,11 @@ class ModelProcess:
             As of `Inputs`, on the grid of `volume`.
         thrifty
             Use the model's smaller memory profile.
+        stage
+            Times the wait for the model's turn, and the model.
+        told
+            Called twice a second at least, with how much is done (None for no news); what it
+            raises stops the model.
 
         Returns
         -------
@@ -120,56 +155,75 @@ class ModelProcess:
         more = dict(others or {})
         given = [voxels, *more.values(), *([] if prior is None else [prior])]
         shape = (card.planes, *voxels.shape)
+        request = {
+            "ask": "segment",
+            "digest": digest,
+            "shape": list(voxels.shape),
+            "dtype": voxels.dtype.name,
+            "others": list(more),
+            "prior_planes": 0 if prior is None else len(prior),
+            "spacing_mm": [float(mm) for mm in volume.spacing],
+            "attributes": dict(attributes),
+            "thrifty": thrifty,
+        }
         with ExitStack() as kept:
-            taken = kept.enter_context(_shared("labels", _size(shape)))
-            fds = [taken[0]]
-            for array in given:
-                fd, memory = kept.enter_context(_shared("volume", array.nbytes))
-                np.frombuffer(memory, array.dtype)[:] = array.reshape(-1)
-                fds.append(fd)
-            request = {
-                "ask": "segment",
-                "digest": digest,
-                "shape": list(voxels.shape),
-                "dtype": voxels.dtype.name,
-                "others": list(more),
-                "prior_planes": 0 if prior is None else len(prior),
-                "spacing_mm": [float(mm) for mm in volume.spacing],
-                "attributes": dict(attributes),
-                "thrifty": thrifty,
-            }
-            reply = self._ask(request, fds, card)
-            labels = np.frombuffer(taken[1], np.uint8).reshape(shape).copy()
-        return labels, Findings.from_json(reply["findings"])
-
-    def _ask(self, request: dict[str, Any], fds: list[int], card: Card) -> dict[str, Any]:
-        with self._turn(request, fds) as (link, process):
+            with stage(Stage.TURN):
+                taken = kept.enter_context(_shared("labels", _size(shape)))
+                fds = [taken[0]]
+                for array in given:
+                    fd, memory = kept.enter_context(_shared("volume", array.nbytes))
+                    np.frombuffer(memory, array.dtype)[:] = array.reshape(-1)
+                    fds.append(fd)
+                link, process = kept.enter_context(self._turn(request, fds, told=told))
             killed = kernel_kills()
-            link.settimeout(card.time_limit_s)
             try:
-                reply = _reply(link)
+                if "code" not in process:
+                    with stage(Stage.INFER):
+                        process |= self._result(link, card, process["turn"], told)
             except ModelProcessDied as error:
                 if kernel_kills() > killed:
                     raise _no_memory(card, process, request) from error
                 raise
-            except TimeoutError as error:
-                self._kill(process["pid"])
-                raise ModelTimeLimit(
-                    f"The model {card.name} ran longer than the {card.time_limit_s:g} s that its "
-                    "card allows and was ended; see whether the series is unusually large, or "
-                    "raise time_limit_s in the card."
-                ) from error
-        if reply.get("code") == OutOfMemory.code:
-            raise _no_memory(card, process, request)
-        if "code" in reply:
-            raise PermanentError(reply["sentence"], code=reply["code"])
-        return reply
+            _raise_failure(process, card, request)
+            labels = np.frombuffer(taken[1], np.uint8).reshape(shape).copy()
+        return labels, Findings.from_json(process["findings"])
+
+    def _result(self, link: socket.socket, card: Card, start: str, told: Told) -> dict[str, Any]:
+        """Return the last word of a model that runs; end its process where it gives none."""
+        try:
+            return _last_word(link, card.time_limit_s, told)
+        except TimeoutError as error:
+            self._kill(start)
+            raise ModelTimeLimit(
+                f"The model {card.name} ran longer than the {card.time_limit_s:g} s that its "
+                "card allows and was ended; see whether the series is unusually large, or "
+                "raise time_limit_s in the card."
+            ) from error
+        except ModelProcessDied:
+            raise
+        except BaseException:
+            self._stop(link, start)
+            raise
+
+    def _stop(self, link: socket.socket, start: str) -> None:
+        """Have the model stop, or end its process; the other models there stay warm if it obeys."""
+        try:
+            send(link, {"ask": "stop"})
+            _last_word(link, _STOP_S, _unheard)
+        except (ModelProcessDied, ConnectionError):
+            return
+        except TimeoutError:
+            self._kill(start)
 
     @contextmanager
     def _turn(
-        self, request: dict[str, Any], fds: list[int], within_s: float = _TURN_S
+        self,
+        request: dict[str, Any],
+        fds: list[int],
+        within_s: float = _TURN_S,
+        told: Told = _unheard,
     ) -> Iterator[tuple[socket.socket, dict[str, Any]]]:
-        """Send a request, wait until its turn comes, and give what the process says of itself.
+        """Send a request, wait until its turn comes, and give what the process says then.
 
         A process that ends before was ended under another job: the next one is asked.
         """
@@ -177,7 +231,7 @@ class ModelProcess:
             with self._link(within_s) as link:
                 try:
                     send(link, request, fds)
-                    process = _reply(link)
+                    first = _reply(link, within_s, told)
                 except (ModelProcessDied, ConnectionError) as error:
                     if not tries_left:
                         raise ModelBusy(
@@ -190,7 +244,7 @@ class ModelProcess:
                         f"The model process did not answer within {within_s:g} s; it is busy with "
                         "other jobs, or it hangs: see its log."
                     ) from error
-                yield link, process
+                yield link, first
                 return
 
     @contextmanager
@@ -214,17 +268,42 @@ def kernel_kills() -> int:
     return 0
 
 
-def _no_memory(card: Card, process: dict[str, Any], request: dict[str, Any]) -> SegnodeError:
-    said = f"The model {card.name} {card.version} had not enough memory for {request['shape']}"
-    if process["smaller"] and not request["thrifty"]:
-        return OutOfMemory(f"{said} voxels; it is tried with its smaller memory profile.")
+def _raise_failure(said: dict[str, Any], card: Card, request: dict[str, Any]) -> None:
+    if said.get("code") == OutOfMemory.code:
+        raise _no_memory(card, said, request)
+    if "code" in said:
+        raise PermanentError(said["sentence"], code=said["code"])
+
+
+def _no_memory(card: Card, said: dict[str, Any], request: dict[str, Any]) -> SegnodeError:
+    what = f"The model {card.name} {card.version} had not enough memory for {request['shape']}"
+    if said.get("smaller") and not request["thrifty"]:
+        return OutOfMemory(f"{what} voxels; it is tried on the CPU, which its card allows.")
     return MemoryExhausted(
-        f"{said} voxels; a GPU or machine with more memory is needed, or fewer other programs on "
+        f"{what} voxels; a GPU or machine with more memory is needed, or fewer other programs on "
         "this one."
     )
 
 
-def _reply(link: socket.socket) -> dict[str, Any]:
+def _last_word(link: socket.socket, within_s: float, told: Told) -> dict[str, Any]:
+    """Pass the model's progress on until it says how it ended."""
+    deadline = time.monotonic() + within_s
+    while True:
+        message = _reply(link, deadline - time.monotonic(), told)
+        if "progress" not in message:
+            return message
+        told(message["progress"])
+        if time.monotonic() > deadline:
+            raise TimeoutError
+
+
+def _reply(link: socket.socket, within_s: float, told: Told) -> dict[str, Any]:
+    """Return the next message; raises TimeoutError if none comes in time."""
+    deadline = time.monotonic() + within_s
+    while not select.select([link], [], [], min(_TOLD_S, max(0.0, deadline - time.monotonic())))[0]:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        told(None)
     try:
         message, _ = receive(link)
     except EOFError as error:

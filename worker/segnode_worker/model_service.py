@@ -13,12 +13,22 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from segnode_worker.sandbox import MODELS, sandboxed, why_not
+
 log = logging.getLogger(__name__)
 
 _PASSED_ON = ("PATH", "LANG", "CUDA_VISIBLE_DEVICES", "SEGNODE_DEVICE", "OMP_NUM_THREADS")
 """What the model process sees of our environment: no address and no password."""
 _RESTART_S = 1.0
 _FOLDER = "segnode-model-"
+
+
+def models_folder(data: Path) -> Path:
+    """Return the folder of added models of a node whose data are in `data`; it is made."""
+    folder = data / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)  # the model process reads it under an id of its own
+    return folder
 
 
 class ModelService:
@@ -31,10 +41,35 @@ class ModelService:
     ----------
     program
         Arguments to Python that start it; the listening socket's number is added.
+    models
+        The folder of models that were added.
+    memory_mb
+        What models may take on their device together; 0 for what it has.
+    sandbox
+        Whether the process is kept in a cell, and models from elsewhere run in it alone. Where no
+        cell can be made, the built-in models run without.
+    reads
+        Other files that the program needs.
     """
 
-    def __init__(self, program: Sequence[str] = ("-m", "segnode_models.server")) -> None:
+    def __init__(
+        self,
+        program: Sequence[str] = ("-m", "segnode_models.server"),
+        *,
+        models: Path | None = None,
+        memory_mb: int = 0,
+        sandbox: bool = True,
+        reads: Sequence[Path] = (),
+    ) -> None:
         self._program = program
+        self._models = models.resolve() if models else None
+        self._memory_mb = memory_mb
+        trouble = why_not() if sandbox else "it was not wanted"
+        self._cell = None if trouble else sandboxed(self._models, reads)
+        self._trusted = not trouble or not sandbox
+        if trouble:
+            log.warning("the model process runs without sandbox", extra={"why": trouble})
+        self._starts = 0
         _sweep()
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         self.address = str(self._folder / "socket")
@@ -55,9 +90,9 @@ class ModelService:
         for thread in self._threads:
             thread.start()
 
-    def kill(self, pid: int) -> None:
-        """End the model process with that id, from any child; another is started."""
-        self._calls.send(str(pid).encode())
+    def kill(self, start: str) -> None:
+        """End the model process of that start, from any child; another is started."""
+        self._calls.send(start.encode())
 
     def restart(self) -> None:
         """End the process, so that another is started."""
@@ -75,15 +110,25 @@ class ModelService:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
+        self._starts += 1
         fd = self._listener.fileno()
         ends_with_us = ("/usr/bin/setpriv", "--pdeathsig", "KILL")
         return subprocess.Popen(
-            [*ends_with_us, sys.executable, *self._program, str(fd)],
+            [*ends_with_us, *(self._cell or ()), sys.executable, *self._program, str(fd)],
             pass_fds=[fd],
-            env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+            env=self._environment(),
             cwd=self._folder,
             stdin=subprocess.DEVNULL,
         )
+
+    def _environment(self) -> dict[str, str]:
+        seen = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        seen |= {"SEGNODE_MODEL_START": str(self._starts), "PYTHONDONTWRITEBYTECODE": "1"}
+        seen |= {"SEGNODE_MODEL_TRUST": str(int(self._trusted))}
+        seen |= {"SEGNODE_MODEL_MEMORY_MB": str(self._memory_mb)}
+        if self._models:
+            seen["SEGNODE_MODELS"] = str(MODELS if self._cell else self._models)
+        return seen
 
     def _keep_alive(self) -> None:
         while not self._stopping.is_set():
@@ -100,8 +145,7 @@ class ModelService:
 
     def _take_orders(self) -> None:
         while order := self._orders.recv(16):
-            process = self._process
-            if process is not None and process.pid == int(order):
+            if order.decode() == str(self._starts):
                 self._end()
 
     def _end(self) -> None:

@@ -36,7 +36,7 @@ from segnode_worker.app import app
 from segnode_worker.archive import Archive, DicomWebArchive
 from segnode_worker.heart import beating
 from segnode_worker.model_client import ModelProcess
-from segnode_worker.model_service import ModelService
+from segnode_worker.model_service import ModelService, models_folder
 from segnode_worker.owner import child_name, end_with_parent, worker_name
 from segnode_worker.pipeline import run_job
 from segnode_worker.spool import Spool
@@ -94,9 +94,14 @@ def _start_parent(**_: object) -> None:
         name = worker_name(os.getpid())
         leases = LeaseLedger(ledger, settings.limits)
         free_dead(leases, name)
-        service = ModelService()
+        service = ModelService(
+            models=models_folder(connections.data),
+            memory_mb=settings.models.memory_mb,
+            sandbox=settings.models.sandbox,
+        )
         service.start()
-        for model in ModelProcess(service.address, service.kill).models(_START_S):
+        known = ModelProcess(service.address, service.kill).models(_START_S)
+        for model in known.models:
             log.info("model found", extra={"model": model.card.name, "digest": model.digest[:12]})
         watch = Watch(
             worker=WorkerLedger(ledger, name),
@@ -180,7 +185,7 @@ def ring(lane: str) -> None:
         tools = _the_tools()
         if tools.spool.free_mb() < tools.settings.limits.free_mb:
             return  # the parent says so in the ledger, and the ring comes again
-        digests = [model.digest for model in tools.models.models(_RING_S)]
+        digests = [model.digest for model in tools.models.models(_RING_S).models]
         claim = tools.work.claim(lane, digests)
     except (SegnodeError, OSError) as error:
         log.warning(getattr(error, "sentence", type(error).__name__))

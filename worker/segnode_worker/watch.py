@@ -130,7 +130,7 @@ class Watch:
     def _announce(self) -> tuple[str, str]:
         """Announce the models, and return the state of the worker with its reason."""
         try:
-            models = self._models.models(_MODELS_S)
+            known = self._models.models(_MODELS_S)
         except SegnodeError as error:
             log.warning(error.sentence)
             if time.monotonic() - self._answered > _HUNG_S:
@@ -138,10 +138,10 @@ class Watch:
                 self._answered = time.monotonic()
             return "no-model", error.sentence
         self._answered = time.monotonic()
-        for model in models:
+        for model in known.models:
             card = model.card
             self._worker.announce(card.name, card.version, model.digest, card.source)
-        return "ready", ""
+        return "ready", " ".join(known.refused.values())
 
     def _give_up(self) -> None:
         if self._over.wait(self._limits.stop_s):

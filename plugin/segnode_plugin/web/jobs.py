@@ -18,6 +18,7 @@ _PER_PAGE = 50
 _LAST_PAGE = 100_000
 _SILENT_S = 90.0
 """A worker speaks more often than this."""
+_LACKS = {"ready": "does not offer every model"}
 _UNITS = {"[hnsf'U]": "HU"}
 """UCUM as people write it."""
 
@@ -98,9 +99,9 @@ def _notices(view: LedgerView) -> list[str]:
     if not alive:
         return ["No worker says that it lives; jobs wait until one does."]
     return [
-        f"Worker {worker.name} takes no jobs: {worker.detail}"
+        f"Worker {worker.name} {_LACKS.get(worker.state, 'takes no jobs')}: {worker.detail}"
         for worker in alive
-        if worker.state != "ready"
+        if worker.detail
     ]
 
 

@@ -12,7 +12,7 @@ from segnode_contract.card import Card
 from segnode_contract.findings import Findings, Measurement, Withheld
 from segnode_models.builtin.ct_lung_density.density import Density, label_lungs
 from segnode_models.builtin.ct_lung_density.gate import reasons_against
-from segnode_models.model import InputVolume
+from segnode_models.model import InputVolume, Told
 
 _RIGHT_SEGMENT, _LEFT_SEGMENT, _LAA_SEGMENT = 1, 2, 3
 
@@ -28,9 +28,10 @@ class CtLungDensity:
         self.card = card
         self._device = device
 
-    def segment(self, volume: InputVolume, labels: NDArray[np.uint8]) -> Findings:
+    def segment(self, volume: InputVolume, labels: NDArray[np.uint8], told: Told) -> Findings:
         """Write the lungs into plane 0 and low attenuation areas into plane 1 (see `Model`)."""
         right, left = label_lungs(volume, labels, self._device)
+        told(0.9)
         reasons = reasons_against(volume, labels[0], right, left)
         against = " ".join(reasons)
         if against:

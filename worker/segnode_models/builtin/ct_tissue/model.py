@@ -12,7 +12,7 @@ from segnode_models.builtin.body import Body, find_body
 from segnode_models.builtin.ct_tissue.bone import Bone, find_bone
 from segnode_models.builtin.ct_tissue.contrast import shows_contrast
 from segnode_models.builtin.grid import to_float, voxel_ml
-from segnode_models.model import InputVolume
+from segnode_models.model import InputVolume, Told
 
 GAS, ADIPOSE, LEAN, BONE = 1, 2, 3, 4
 """Values in plane 1; plane 0 holds the body as 1."""
@@ -36,14 +36,16 @@ class CtTissue:
         self._device = device
 
     @torch.inference_mode()
-    def segment(self, volume: InputVolume, labels: NDArray[np.uint8]) -> Findings:
+    def segment(self, volume: InputVolume, labels: NDArray[np.uint8], told: Told) -> Findings:
         """Write the body into plane 0 and its tissues into plane 1 (see `Model`)."""
         body = find_body(volume.hu, volume.spacing_mm, self._device)
         if not body.mask.any():
             return self._findings(labels, volume, {s.number: _NO_BODY for s in self.card.segments})
+        told(0.3)
         withheld = _reason_against_bone(volume, body)
         bone = None if withheld else find_bone(volume.hu, volume.spacing_mm, self._device)
-        _write_labels(volume, body, bone, labels)
+        told(0.7)
+        _write_labels(volume, body, bone, labels, told)
         return self._findings(labels, volume, {_BONE_SEGMENT: withheld} if withheld else {})
 
     def _findings(
@@ -77,7 +79,7 @@ def _reason_against_bone(volume: InputVolume, body: Body) -> str:
 
 
 def _write_labels(
-    volume: InputVolume, body: Body, bone: Bone | None, labels: NDArray[np.uint8]
+    volume: InputVolume, body: Body, bone: Bone | None, labels: NDArray[np.uint8], told: Told
 ) -> None:
     """Classify slab by slab; what is no tissue's value stays body alone."""
     for slab in body.grid.slabs():
@@ -92,3 +94,4 @@ def _write_labels(
         tissue[~inside] = 0
         labels[0, slab] = inside.cpu().numpy()
         labels[1, slab] = tissue.cpu().numpy()
+        told(0.7 + 0.3 * slab.stop / len(volume.hu))

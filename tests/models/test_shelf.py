@@ -1,0 +1,133 @@
+"""Models stay warm as far as memory allows, and the one used longest ago goes first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from segnode_models.registry import ListedModel, builtin_models
+from segnode_models.shelf import Shelf
+
+MB = 1 << 20
+CARD = builtin_models()[0].card
+
+
+class Device:
+    """Memory that models take as they say; it counts what is loaded."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.most = 0
+        self.loads: list[str] = []
+
+    def budget(self) -> int:
+        return 100 * MB
+
+    def limit(self, budget: int) -> None: ...
+
+    def used(self) -> int:
+        return self.bytes
+
+    def start(self) -> None:
+        self.most = self.bytes
+
+    def peak(self) -> int:
+        return self.most
+
+    def release(self) -> None: ...
+
+    def model(self, name: str, *, weights_mb: int, says_mb: int) -> ListedModel:
+        card = replace(CARD, name=name, memory_bytes=says_mb * MB)
+
+        def load(where: str) -> Weights:
+            self.loads.append(name)
+            return Weights(self, weights_mb * MB)
+
+        return ListedModel(card=card, digest=name, load=load)
+
+
+class Weights:
+    """A model that does nothing but take memory for as long as it lives."""
+
+    card = CARD
+
+    def __init__(self, device: Device, size: int) -> None:
+        self._device, self._size = device, size
+        device.bytes += size
+
+    def segment(self, *_: object) -> None: ...
+
+    def __del__(self) -> None:
+        self._device.bytes -= self._size
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture
+def shelf(device: Device) -> Shelf:
+    return Shelf("cpu", 100 * MB, device)
+
+
+def _work(shelf: Shelf, device: Device, listed: ListedModel, mb: int) -> None:
+    shelf.take(listed)
+    with shelf.measuring(listed):
+        device.most = device.bytes + mb * MB
+
+
+def test_a_model_is_loaded_once(shelf: Shelf, device: Device) -> None:
+    liver = device.model("liver", weights_mb=10, says_mb=20)
+    assert shelf.take(liver) is shelf.take(liver)
+    assert device.loads == ["liver"]
+
+
+def test_the_one_used_longest_ago_makes_room(shelf: Shelf, device: Device) -> None:
+    liver = device.model("liver", weights_mb=40, says_mb=40)
+    lung = device.model("lung", weights_mb=40, says_mb=40)
+    shelf.take(liver)
+    shelf.take(lung)
+    shelf.take(liver)  # the lung is now the one used longest ago
+    shelf.take(device.model("brain", weights_mb=30, says_mb=60))
+    assert set(shelf.loaded) == {"liver", "brain"}
+    assert device.bytes == 70 * MB
+
+
+def test_what_was_measured_counts_and_not_what_the_card_says(shelf: Shelf, device: Device) -> None:
+    modest = device.model("modest", weights_mb=10, says_mb=90)
+    greedy = device.model("greedy", weights_mb=10, says_mb=10)
+    _work(shelf, device, modest, 5)
+    _work(shelf, device, greedy, 85)  # 10 for weights and 85 for work: no room for another 10
+    assert shelf.loaded["modest"].work == 5 * MB
+    shelf.take(modest)
+    assert set(shelf.loaded) == {"modest", "greedy"}  # it needs 15, not the 90 of its card
+    shelf.take(greedy)
+    assert set(shelf.loaded) == {"greedy"}
+
+
+def test_a_model_larger_than_the_budget_is_tried_alone(shelf: Shelf, device: Device) -> None:
+    shelf.take(device.model("liver", weights_mb=10, says_mb=10))
+    shelf.take(device.model("huge", weights_mb=10, says_mb=1000))
+    assert set(shelf.loaded) == {"huge"}
+
+
+def test_a_model_that_is_not_offered_any_more_leaves(shelf: Shelf, device: Device) -> None:
+    shelf.take(device.model("liver", weights_mb=10, says_mb=10))
+    shelf.forget({"another"})
+    assert shelf.loaded == {}
+    assert device.bytes == 0
+
+
+def test_the_hosts_meter_sees_what_is_taken() -> None:
+    from segnode_models.memory import meter_of
+
+    meter = meter_of("cpu")
+    before = meter.used()
+    meter.start()
+    block = bytearray(b"x" * (64 * MB))
+    assert meter.used() - before > 60 * MB
+    del block
+    assert meter.peak() - before > 60 * MB
+    assert meter.budget() > 256 * MB

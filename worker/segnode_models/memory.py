@@ -1,0 +1,106 @@
+"""How much memory models take: measured, on the device that they run on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+_HOST_SHARE = 0.5
+"""Of the machine's memory: the rest is for worker children, archive and ledger."""
+_GPU_SHARE = 0.9
+"""Of what is free when we start: the rest is for CUDA itself and for fragments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """Bytes that a model was seen to take."""
+
+    weights: int
+    """For as long as it is loaded."""
+    work: int
+    """On top, while it runs: the most of all runs."""
+
+
+class Meter(Protocol):
+    """Reads one device's memory as this process uses it."""
+
+    def budget(self) -> int:
+        """Return how many bytes models may take together when nobody has said a number."""
+
+    def limit(self, budget: int) -> None:
+        """Have the device refuse more, where it can."""
+
+    def used(self) -> int:
+        """Return how many bytes this process has now."""
+
+    def start(self) -> None:
+        """Forget the peak."""
+
+    def peak(self) -> int:
+        """Return the most bytes that this process had since `start`."""
+
+    def release(self) -> None:
+        """Give back what is cached and not in use."""
+
+
+def meter_of(device: str) -> Meter:
+    """Return the meter of a torch device."""
+    return _CudaMeter(device) if device.startswith("cuda") else _HostMeter()
+
+
+class _CudaMeter:
+    """Memory of one GPU, by torch's own allocator."""
+
+    def __init__(self, device: str) -> None:
+        import torch  # noqa: PLC0415 - it takes more than a second, which the host's does not need
+
+        self._cuda = torch.cuda
+        self._device = torch.device(device)
+
+    def budget(self) -> int:
+        free, _ = self._cuda.mem_get_info(self._device)
+        return int(_GPU_SHARE * (free + self._cuda.memory_reserved(self._device)))
+
+    def limit(self, budget: int) -> None:
+        _, total = self._cuda.mem_get_info(self._device)
+        self._cuda.set_per_process_memory_fraction(min(1.0, budget / total), self._device)
+
+    def used(self) -> int:
+        return int(self._cuda.memory_allocated(self._device))
+
+    def start(self) -> None:
+        self._cuda.reset_peak_memory_stats(self._device)
+
+    def peak(self) -> int:
+        return int(self._cuda.max_memory_allocated(self._device))
+
+    def release(self) -> None:
+        self._cuda.empty_cache()
+
+
+class _HostMeter:
+    """Resident memory of the process (proc(5))."""
+
+    def budget(self) -> int:
+        return int(_HOST_SHARE * _kilobytes("/proc/meminfo", "MemTotal:") * 1024)
+
+    def limit(self, budget: int) -> None:
+        """The kernel ends us when the machine has no more; the budget is for sharing."""
+
+    def used(self) -> int:
+        return _kilobytes("/proc/self/status", "VmRSS:") * 1024
+
+    def start(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
+
+    def peak(self) -> int:
+        return _kilobytes("/proc/self/status", "VmHWM:") * 1024
+
+    def release(self) -> None:
+        """The allocator gives back by itself."""
+
+
+def _kilobytes(path: str, line: str) -> int:
+    text = Path(path).read_text(encoding="ascii")
+    return int(text[text.index(line) + len(line) :].split(maxsplit=1)[0])

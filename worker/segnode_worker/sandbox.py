@@ -1,0 +1,92 @@
+"""The model process's cell: no network, no other files or processes, a user id of its own.
+
+bubblewrap makes it, out of Linux namespaces (namespaces(7)). Models from elsewhere are programs;
+what they can reach is their own folder and the libraries, both read-only, the GPU, a temporary
+folder in memory, and the socket to the worker.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+MODELS = Path("/models")
+"""Where the folder of models stands inside."""
+TEMPORARY = "/tmp"  # noqa: S108 # a file system of its own, in memory, inside
+_USER = 61790
+"""An id out of those that are never given to people or services (systemd's DynamicUser)."""
+_GPU = ("nvidia*", "dri", "kfd")
+_LINKED = ("lib", "lib64", "bin", "sbin")
+_TRY_S = 20.0
+
+
+def sandboxed(models: Path | None, reads: Sequence[Path] = ()) -> list[str]:
+    """Return the arguments that come before a program to run it inside.
+
+    Parameters
+    ----------
+    models
+        The folder of models, seen as `MODELS`.
+    reads
+        What else it may read, beside Python, its packages and ours.
+    """
+    command = ["bwrap", "--die-with-parent", "--new-session"]
+    command += ["--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    command += ["--unshare-cgroup-try", "--hostname", "segnode-model"]
+    bound = _read_only(reads)
+    for parent in sorted({parent for path in bound for parent in path.parents[:-1]}):
+        command += ["--perms", "0755", "--dir", str(parent)]
+    for path in bound:
+        command += ["--ro-bind", str(path), str(path)]
+    for name in _LINKED:
+        path = Path("/", name)
+        if path.is_symlink():
+            command += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            command += ["--ro-bind", str(path), str(path)]
+    for name in ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime"):
+        command += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", TEMPORARY]
+    for pattern in _GPU:
+        for device in sorted(Path("/dev").glob(pattern)):
+            command += ["--dev-bind", str(device), str(device)]
+    if models is not None:
+        command += ["--ro-bind", str(models), str(MODELS)]
+    command += ["--chdir", TEMPORARY, "--setenv", "HOME", TEMPORARY]
+    if os.getuid() != 0:
+        return [*command, "--unshare-user", "--cap-drop", "ALL", "--"]
+    become = ["/usr/bin/setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"]
+    return [*command, "--", *become, "--bounding-set=-all", "--no-new-privs"]
+
+
+def why_not() -> str:
+    """Return why no sandbox can be made on this machine; empty where one can."""
+    if shutil.which("bwrap") is None:
+        return "bubblewrap is not installed (as root: apt-get install bubblewrap)"
+    try:
+        tried = subprocess.run(
+            [*sandboxed(None), "/usr/bin/true"], capture_output=True, timeout=_TRY_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"bubblewrap does not run ({type(error).__name__})"
+    if tried.returncode == 0:
+        return ""
+    said = tried.stderr.decode(errors="replace").strip().splitlines()
+    return said[-1] if said else f"bubblewrap ended with {tried.returncode}"
+
+
+def _read_only(reads: Sequence[Path]) -> list[Path]:
+    """Return what is bound: the interpreter, its packages, and where our two packages stand."""
+    ours = [find_spec(name) for name in ("segnode_models", "segnode_contract")]
+    packages = [Path(spec.origin).parents[1] for spec in ours if spec and spec.origin]
+    prefixes = [Path(sys.prefix), Path(sys.base_prefix), Path("/usr")]
+    found: list[Path] = []
+    for path in [*prefixes, *packages, *reads]:
+        if not any(path.is_relative_to(known) for known in found):
+            found.append(path)
+    return found
