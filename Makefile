@@ -1,6 +1,6 @@
 # Thin: each line calls what does the work. Needs Debian with git and make; see README.md.
 
-RUN_PACKAGES = ca-certificates python3-venv orthanc orthanc-python orthanc-dicomweb redis-server
+RUN_PACKAGES = ca-certificates python3-venv orthanc orthanc-python orthanc-dicomweb redis-server bubblewrap
 TEST_PACKAGES = chromium dicom3tools dcmtk postgresql docker-compose openssl procps
 
 .PHONY: demo test test-trixie faults fuzz bench load setup test-setup clean
@@ -15,7 +15,7 @@ setup:
 
 test-setup:
 	@setup/debian.sh $(RUN_PACKAGES) $(TEST_PACKAGES)
-	@setup/venv.sh plugin,worker,viewer,dev
+	@setup/venv.sh plugin,worker,viewer,monai,nnunet,dev
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python setup/ohif.py
 
 test: test-setup
@@ -38,6 +38,7 @@ fuzz: test-setup
 	@SEGNODE_FUZZ=1 .venv/bin/pytest -q tests/worker/test_fuzz.py
 
 bench: setup
+	@setup/venv.sh plugin,worker,viewer,bench
 	@.venv/bin/python tests/bench/bench.py
 	@.venv/bin/python tests/bench/deciding.py
 	@.venv/bin/python -m tests.bench.throughput

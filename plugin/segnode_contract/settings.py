@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from segnode_contract.condition import read_condition
 from segnode_contract.errors import SettingsError
@@ -118,6 +118,29 @@ class Models:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all workers of a node follow, wherever they run."""
+
+    node: Node
+    limits: Limits
+    background: Background
+
+    def to_json(self) -> dict[str, Any]:
+        """Return tables as in `segnode.toml`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tables: Mapping[str, Any]) -> Self:
+        """Return what `to_json` gave."""
+        where = "the node's settings in the ledger"
+        return cls(
+            node=_read(Node, tables["node"], f"{where}: [node]"),
+            limits=_read(Limits, tables["limits"], f"{where}: [limits]"),
+            background=_read(Background, tables["background"], f"{where}: [background]"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """`segnode.toml`."""
 
@@ -132,6 +155,11 @@ class Settings:
     priorities: tuple[PriorityRule, ...] = ()
     background: Background = Background()
     models: Models = Models()
+
+    @property
+    def shared(self) -> Shared:
+        """What workers on other machines follow too."""
+        return Shared(node=self.node, limits=self.limits, background=self.background)
 
     def role(self, user: str) -> str | None:
         """Return the role of `user`, or None for a stranger."""

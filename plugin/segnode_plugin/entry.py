@@ -13,6 +13,7 @@ from segnode_contract.ledger import (
     Ledger,
     LedgerView,
     OutboxLedger,
+    write_shared,
 )
 from segnode_contract.settings import load_connections
 from segnode_plugin.access import register_access
@@ -46,6 +47,7 @@ def start(orthanc: Any) -> None:
     connections = load_connections(os.environ)
     ledger = Ledger(connections.ledger_url)
     ledger.migrate()
+    write_shared(ledger, settings.shared)
 
     intake_ledger = IntakeLedger(ledger)
     intake = Intake(archive, intake_ledger, settings, routes)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from configparser import ConfigParser
 from pathlib import Path
 
 import pydicom
@@ -114,6 +115,32 @@ def test_servers_listen_on_this_machine_alone_and_ask_for_passwords(tmp_path: Pa
     assert set(orthanc["RegisteredUsers"]) == {"admin", "viewer", "worker"}
     assert f"requirepass {node.passwords['redis']}" in redis_settings(node)
     assert "bind 127.0.0.1" in redis_settings(node)
+
+
+@pytest.mark.parametrize(
+    ("visible", "workers"),
+    [("0,1", {"worker": "0", "worker-2": "1"}), ("3", {"worker": "3"}), ("", {"worker": None})],
+    ids=["two GPUs", "one that is named", "none"],
+)
+def test_each_gpu_has_a_worker_of_its_own(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    visible: str,
+    workers: dict[str, str | None],
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    settings = load_settings(CONFIG / "demo.toml")
+    node = prepare(tmp_path / "d", CONFIG / "demo.toml", settings)
+    path = write_settings(node, {"Orthanc": "/o", "redis-server": "/r"}, 2, tmp_path)
+    programs = ConfigParser(interpolation=None)
+    programs.read(path)
+    sections = {name: dict(programs[f"program:{name}"]) for name in workers}
+    named = {s.removeprefix("program:") for s in programs.sections() if "program:worker" in s}
+    assert named == set(workers)
+    for name, gpu in workers.items():
+        wanted = None if gpu is None else f'CUDA_VISIBLE_DEVICES="{gpu}"'
+        assert sections[name].get("environment") == wanted
+        assert f"--hostname {name}@%%h" in sections[name]["command"]
 
 
 def test_files_that_are_not_dicom_are_left_out(series: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from segnode_cli import node as nodes
 from segnode_cli import supervise
-from segnode_cli.health import pages_answer, redis_answers, worker_answers
+from segnode_cli.health import pages_answer, redis_answers, workers_answer
 from segnode_cli.node import Node, prepare
 from segnode_cli.send import CALLING
 from segnode_cli.servers import program, write_settings
@@ -320,7 +320,7 @@ class FaultyNode:
             and redis_answers(self.node)
             and pages_answer(self.node)
             # by supervisor's own clock, which may be wrong on purpose
-            and worker_answers(self.node, time.time() - infos[2]["now"] + infos[2]["start"])
+            and workers_answer(self.node, time.time() - infos[2]["now"] + infos[2]["start"], 1)
         )
 
     def _info(self, name: str) -> dict[str, Any]:
@@ -397,7 +397,7 @@ class FaultyNode:
                 start_new_session=True,
             )
         try:
-            wait_for(lambda: worker_answers(self.node, began), 60, "the second worker")
+            wait_for(lambda: workers_answer(self.node, began, 1), 60, "the second worker")
             yield process
         finally:
             for pid in (process.pid, *descendants(process.pid)):

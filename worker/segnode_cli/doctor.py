@@ -171,7 +171,8 @@ def _processes(data: Path) -> str:
     ask = [program("supervisorctl"), "-c", str(data / "supervisord.conf"), "status"]
     said = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.splitlines()
     states = dict(line.split()[:2] for line in said if len(line.split()) > 1)
-    stopped = [name for name in ("redis", "orthanc", "worker") if states.get(name) != "RUNNING"]
+    names = {"redis", "orthanc", "worker", *states}
+    stopped = sorted(name for name in names if states.get(name) != "RUNNING")
     if stopped:
         raise SetupError(
             f"{', '.join(stopped)} not running; segnode up starts the node, and "

@@ -39,8 +39,8 @@ def pages_answer(node: Node) -> bool:
         return False
 
 
-def worker_answers(node: Node, since: float) -> bool:
-    """Return whether a worker that started after `since` (Unix seconds) has told its models."""
+def workers_answer(node: Node, since: float, count: int) -> bool:
+    """Return whether so many workers started after `since` (Unix seconds) and told their models."""
     try:
         ledger = Ledger.open(node.environment()["SEGNODE_LEDGER_URL"])
         try:
@@ -49,4 +49,4 @@ def worker_answers(node: Node, since: float) -> bool:
             ledger.close()
     except SegnodeError:
         return False
-    return any(worker.started_at >= since - 1 for worker in workers)
+    return sum(worker.started_at >= since - 1 for worker in workers) >= count

@@ -91,6 +91,7 @@ def supervisor_settings(
     celery = [program("celery"), "-A", "segnode_worker.app", "worker", "--queues", lanes]
     celery += ["--concurrency", str(workers), "--pool", "prefork", "--loglevel", "WARNING"]
     celery += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    served = zip(worker_names(), gpus() or [""], strict=True)
     data, here = _escaped(node.data), _escaped(sockets)
     user = f"user={os.getuid()}" if os.getuid() == 0 else ""
     head = f"""\
@@ -117,9 +118,36 @@ serverurl=unix://{here}/supervisor.sock
         (
             _program(node.data, "redis", redis, priority=10, at_once=True),
             _program(node.data, "orthanc", orthanc, priority=20, at_once=True),
-            _program(node.data, "worker", celery, priority=30, at_once=False),
+            *(
+                _program(
+                    node.data,
+                    name,
+                    [*celery, "--hostname", f"{name}@%h"],
+                    priority=30,
+                    at_once=False,
+                    gpu=gpu,
+                )
+                for name, gpu in served
+            ),
         )
     )
+
+
+def gpus() -> list[str]:
+    """Return the GPUs of this machine as CUDA_VISIBLE_DEVICES names them; empty for none.
+
+    Each gets a worker and a model process of its own. Where the variable is set it decides.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    found = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
+    return sorted(found, key=int)
+
+
+def worker_names() -> list[str]:
+    """Return supervisor's names of the workers: one for each GPU, one without any."""
+    return ["worker", *(f"worker-{number}" for number in range(2, len(gpus()) + 1))]
 
 
 def program(name: str) -> str:
@@ -127,7 +155,9 @@ def program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def _program(data: Path, name: str, command: Sequence[str], *, priority: int, at_once: bool) -> str:
+def _program(
+    data: Path, name: str, command: Sequence[str], *, priority: int, at_once: bool, gpu: str = ""
+) -> str:
     # should supervisor itself be killed, its processes end with it
     whole = ["/usr/bin/setpriv", "--pdeathsig", "TERM", *command]
     return f"""\
@@ -136,6 +166,7 @@ command={_escaped(shlex.join(whole))}
 directory={_escaped(data)}
 priority={priority}
 autostart={str(at_once).lower()}
+{f'environment=CUDA_VISIBLE_DEVICES="{_escaped(gpu)}"' if gpu else ""}
 autorestart=true
 startsecs=1
 startretries=20

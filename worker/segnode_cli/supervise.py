@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from segnode_cli.health import pages_answer, redis_answers, worker_answers
+from segnode_cli.health import pages_answer, redis_answers, workers_answer
 from segnode_cli.node import Node, keep
-from segnode_cli.servers import program, write_settings
+from segnode_cli.servers import program, worker_names, write_settings
 from segnode_contract.errors import SetupError
 
 ORTHANC = ("Orthanc", "/usr/sbin/Orthanc")
@@ -117,8 +118,11 @@ def running(node: Node, workers: int, say: Callable[[str], None]) -> Iterator[Su
             supervised.await_answer("orthanc", lambda: pages_answer(node), cure)
             say("starting the worker and its model process")
             started = time.time()
-            supervised.start("worker")
-            supervised.await_answer("worker", lambda: worker_answers(node, started))
+            names = worker_names()
+            for name in names:
+                supervised.start(name)
+            for number, name in enumerate(names, 1):
+                supervised.await_answer(name, partial(workers_answer, node, started, number))
             yield supervised
 
 

@@ -28,10 +28,10 @@ from segnode_contract.errors import (
 )
 from segnode_contract.events import log_events
 from segnode_contract.job import Claim
-from segnode_contract.ledger import LeaseLedger, Ledger, WorkerLedger, WorkLedger
+from segnode_contract.ledger import LeaseLedger, Ledger, WorkerLedger, WorkLedger, read_shared
 from segnode_contract.ledger.work import LeaseLost
 from segnode_contract.ring import TASK
-from segnode_contract.settings import Connections, Settings, load_connections, load_settings
+from segnode_contract.settings import Models, Shared, load_connections, load_settings
 from segnode_worker.app import app
 from segnode_worker.archive import Archive, DicomWebArchive
 from segnode_worker.heart import beating
@@ -55,7 +55,7 @@ _RING_S = 30.0
 class Tools:
     """What a child works with; made after fork."""
 
-    settings: Settings
+    shared: Shared
     work: WorkLedger
     archive: Archive
     models: ModelProcess
@@ -87,17 +87,17 @@ def _start_parent(**_: object) -> None:
     """
     global _parent  # noqa: PLW0603 # one per worker, by Celery's way of signals
     try:
-        connections, settings = _settings()
+        connections, models = load_connections(os.environ), _models()
         spool = Spool(connections.data / "spool")
         spool.prepare()
-        ledger = _ledger(connections.ledger_url)
+        ledger, shared = _ledger(connections.ledger_url)
         name = worker_name(os.getpid())
-        leases = LeaseLedger(ledger, settings.limits)
+        leases = LeaseLedger(ledger, shared.limits)
         free_dead(leases, name)
         service = ModelService(
             models=models_folder(connections.data),
-            memory_mb=settings.models.memory_mb,
-            sandbox=settings.models.sandbox,
+            memory_mb=models.memory_mb,
+            sandbox=models.sandbox,
         )
         service.start()
         known = ModelProcess(service.address, service.kill).models(_START_S)
@@ -108,7 +108,7 @@ def _start_parent(**_: object) -> None:
             leases=leases,
             spool=spool,
             service=service,
-            limits=settings.limits,
+            limits=shared.limits,
         )
         watch.start()
     except SegnodeError as error:
@@ -120,12 +120,17 @@ def _start_parent(**_: object) -> None:
     _parent = Parent(service=service, watch=watch, ledger=ledger)
 
 
-def _ledger(url: str) -> Ledger:
-    """Open the ledger, waiting for its server to be up and for the plugin to have migrated it."""
+def _ledger(url: str) -> tuple[Ledger, Shared]:
+    """Open the ledger, waiting for its server to be up and for the plugin to have prepared it."""
     told = False
     while True:
         try:
-            return Ledger.open(url, forks=True)
+            ledger = Ledger.open(url, forks=True)
+            try:
+                return ledger, read_shared(ledger)
+            except LedgerUnavailable:
+                ledger.close()
+                raise
         except (LedgerUnavailable, LedgerSchemaError) as error:
             if not told:
                 log.warning(error.sentence)
@@ -156,12 +161,13 @@ def _the_tools() -> Tools:
     global _tools  # noqa: PLW0603 # one per child
     if _tools is None:
         assert _parent is not None  # noqa: S101 # worker_init came first
-        connections, settings = _settings()
+        connections = load_connections(os.environ)
         service = _parent.service
         ledger = Ledger.open(connections.ledger_url)
+        shared = read_shared(ledger)
         _tools = Tools(
-            settings=settings,
-            work=WorkLedger(ledger, child_name(), settings.limits, settings.background),
+            shared=shared,
+            work=WorkLedger(ledger, child_name(), shared.limits, shared.background),
             archive=DicomWebArchive(
                 connections.archive_url,
                 connections.archive_user,
@@ -174,8 +180,10 @@ def _the_tools() -> Tools:
     return _tools
 
 
-def _settings() -> tuple[Connections, Settings]:
-    return load_connections(os.environ), load_settings(Path(os.environ["SEGNODE_CONFIG"]))
+def _models() -> Models:
+    """Return how models run on this machine: from its own settings file, where it has one."""
+    given = os.environ.get("SEGNODE_CONFIG")
+    return load_settings(Path(given)).models if given else Models()
 
 
 @app.task(name=TASK)  # type: ignore[untyped-decorator] # Celery has no types
@@ -183,7 +191,7 @@ def ring(lane: str) -> None:
     """Take the best job of `lane`, if there is one, and run it to its end."""
     try:
         tools = _the_tools()
-        if tools.spool.free_mb() < tools.settings.limits.free_mb:
+        if tools.spool.free_mb() < tools.shared.limits.free_mb:
             return  # the parent says so in the ledger, and the ring comes again
         digests = [model.digest for model in tools.models.models(_RING_S).models]
         claim = tools.work.claim(lane, digests)
@@ -192,7 +200,7 @@ def ring(lane: str) -> None:
         return  # the ring comes again
     if claim is None:
         return
-    limits = tools.settings.limits
+    limits = tools.shared.limits
     with beating(tools.work, claim, limits, lambda error: _failed(tools, claim, error)):
         _run(tools, claim)
 
@@ -205,7 +213,7 @@ def _run(tools: Tools, claim: Claim) -> None:
             tools.models,
             tools.work,
             tools.spool,
-            tools.settings.node.name,
+            tools.shared.node.name,
         )
         _tell(lambda: tools.work.done(claim, _peak_mb()))
         log.info("job done", extra={"job_key": claim.key})

@@ -10,6 +10,7 @@ from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.intake import IntakeLedger
 from segnode_contract.ledger.leases import LeaseLedger
 from segnode_contract.ledger.outbox import OutboxLedger
+from segnode_contract.ledger.shared import read_shared, write_shared
 from segnode_contract.ledger.view import LedgerView
 from segnode_contract.ledger.work import WorkLedger
 from segnode_contract.ledger.worker import WorkerLedger
@@ -23,4 +24,6 @@ __all__ = [
     "OutboxLedger",
     "WorkLedger",
     "WorkerLedger",
+    "read_shared",
+    "write_shared",
 ]

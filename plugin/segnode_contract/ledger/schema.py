@@ -81,6 +81,13 @@ worker = Table(
     Column("seen_at", Double, nullable=False),
 )
 
+shared = Table(
+    "shared",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", JSON, nullable=False),
+)
+
 lane = Table(
     "lane",
     metadata,
