@@ -16,8 +16,8 @@ from segnode_cli.doctor import examine
 from segnode_cli.explain import print_explanation
 from segnode_cli.explain import replay as replay_studies
 from segnode_cli.jobs import cancel_jobs, print_jobs, retry_jobs, show_job
-from segnode_cli.model_add import add_model
-from segnode_cli.models import print_models, remove_model, show_model
+from segnode_cli.models.add import add_model
+from segnode_cli.models.show import print_models, remove_model, show_model
 from segnode_cli.node import CONFIG
 from segnode_cli.routes import check_routes
 from segnode_cli.segment import segment_folder

@@ -100,6 +100,8 @@ def _looks(models: Path) -> tuple[object, ...]:
     """Return what changes with any file of a model; reading the files each time would be slow."""
     looks = []
     for path in sorted(models.rglob("*")):
+        if path.relative_to(models).parts[0].startswith("."):
+            continue  # being added
         try:
             stat = path.lstat()
         except FileNotFoundError:  # it is being replaced: the next look tells

@@ -1,0 +1,464 @@
+"""Cards that are drafted from the files of bundles and of trained nnU-Nets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from highdicom.color import CIELabColor
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code as DictionaryCode
+
+from segnode_cli.models import codes as segment_codes
+from segnode_cli.models.codes import coded, colour, private_code
+from segnode_cli.models.draft import LOOK, card_name, draft_card
+from segnode_cli.models.facts import read_facts
+from segnode_contract.card import Card, parse_card
+from segnode_contract.card_network import BundleNetwork, NnunetNetwork
+from segnode_contract.errors import SetupError
+
+SIDES = ("right", "left")
+VERTEBRAE = [
+    *("S1", *(f"L{n}" for n in range(5, 0, -1))),
+    *(*(f"T{n}" for n in range(12, 0, -1)), *(f"C{n}" for n in range(7, 0, -1))),
+]
+TOTAL = [
+    *("spleen", "kidney_right", "kidney_left", "gallbladder", "liver", "stomach", "pancreas"),
+    *("adrenal_gland_right", "adrenal_gland_left", "lung_upper_lobe_left", "lung_lower_lobe_left"),
+    *("lung_upper_lobe_right", "lung_middle_lobe_right", "lung_lower_lobe_right", "esophagus"),
+    *("trachea", "thyroid_gland", "small_bowel", "duodenum", "colon", "urinary_bladder"),
+    *("prostate", "kidney_cyst_left", "kidney_cyst_right", "sacrum"),
+    *(f"vertebrae_{name}" for name in VERTEBRAE),
+    *("heart", "aorta", "pulmonary_vein", "brachiocephalic_trunk", "subclavian_artery_right"),
+    *("subclavian_artery_left", "common_carotid_artery_right", "common_carotid_artery_left"),
+    *("brachiocephalic_vein_left", "brachiocephalic_vein_right", "atrial_appendage_left"),
+    *("superior_vena_cava", "inferior_vena_cava", "portal_vein_and_splenic_vein"),
+    *("iliac_artery_left", "iliac_artery_right", "iliac_vena_left", "iliac_vena_right"),
+    *(f"{bone}_{side}" for bone in ("humerus", "scapula", "clavicula") for side in SIDES),
+    *(f"{bone}_{side}" for bone in ("femur", "hip") for side in SIDES),
+    "spinal_cord",
+    *(f"gluteus_{part}_{s}" for part in ("maximus", "medius", "minimus") for s in SIDES),
+    *(f"{muscle}_{side}" for muscle in ("autochthon", "iliopsoas") for side in SIDES),
+    *("brain", "skull"),
+    *(f"rib_{side}_{n}" for side in SIDES for n in range(1, 13)),
+    *("sternum", "costal_cartilages"),
+]
+"""What TotalSegmentator's network of version 2 finds."""
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Make:
+    """Return a maker of bundles: metadata as the Model Zoo has it, and changes to it."""
+
+    def make(*, image: Any = None, pred: Any = None, turns: bool = True, **metadata: Any) -> Path:
+        folder = tmp_path / "spleen_ct_segmentation"
+        (folder / "configs").mkdir(parents=True)
+        (folder / "models").mkdir()
+        told = {
+            "version": "0.5.9",
+            "name": "Spleen CT segmentation",
+            "description": "A pre-trained model for segmentation of the spleen",
+            "intended_use": "This is an example, not to be used for diagnostic purposes",
+            "network_data_format": {
+                "inputs": {
+                    "image": {
+                        "format": "hounsfield",
+                        "modality": "CT",
+                        "num_channels": 1,
+                        "spatial_shape": [96, 96, 96],
+                        "channel_def": {"0": "image"},
+                    }
+                    | (image or {})
+                },
+                "outputs": {
+                    "pred": {
+                        "format": "segmentation",
+                        "num_channels": 2,
+                        "channel_def": {"0": "background", "1": "spleen"},
+                    }
+                    | (pred or {})
+                },
+            },
+        } | metadata
+        (folder / "configs/metadata.json").write_text(json.dumps(told))
+        transforms = [{"_target_": "Orientationd", "axcodes": "RAS"}] if turns else []
+        (folder / "configs/inference.json").write_text(json.dumps({"preprocessing": transforms}))
+        (folder / "models/model.pt").write_bytes(b"weights")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def nnunet(tmp_path: Path) -> Make:
+    """Return a maker of trained nnU-Net folders, with changes to dataset.json."""
+
+    def make(
+        *,
+        folds: tuple[str, ...] = ("0",),
+        trained: str = "nnUNetTrainer__nnUNetPlans__3d_fullres",
+        plans: Any = None,
+        **dataset: Any,
+    ) -> Path:
+        folder = tmp_path / "Dataset291_TotalSegmentator_part1" / trained
+        for fold in folds:
+            (folder / f"fold_{fold}").mkdir(parents=True)
+            (folder / f"fold_{fold}/checkpoint_final.pth").write_bytes(b"weights")
+        told = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}} | dataset
+        (folder / "dataset.json").write_text(json.dumps(told))
+        planned = {"configurations": {"3d_fullres": {}}, "image_reader_writer": "SimpleITKIO"}
+        (folder / "plans.json").write_text(json.dumps(planned | (plans or {})))
+        return folder
+
+    return make
+
+
+def drafted(folder: Path) -> Card:
+    return parse_card(draft_card(folder, folder.name).text, where="draft")
+
+
+def doubts(folder: Path) -> str:
+    return "\n".join(line for _, line in draft_card(folder, folder.name).doubts())
+
+
+def test_a_bundle_gives_a_card(bundle: Make) -> None:
+    folder = bundle()
+    (folder / "LICENSE").write_text("\n\n      Apache License\n   Version 2.0\n")
+    card = drafted(folder)
+    assert (card.name, card.version, card.kind) == (
+        "spleen-ct-segmentation",
+        "0.5.9",
+        "monai-bundle",
+    )
+    assert card.intended_use == (
+        "A pre-trained model for segmentation of the spleen. This is an example, not to be used "
+        "for diagnostic purposes."
+    )
+    assert (card.licence, card.modality, card.orientation) == ("Apache License", "CT", "HAR")
+    assert "nobody has checked the model on images of this node" in card.limitations[0]
+    assert card.network == BundleNetwork(
+        config="configs/inference.json", weights="models/model.pt", image="image", pred="pred"
+    )
+    [spleen] = card.segments
+    assert (spleen.label, spleen.plane, spleen.value, spleen.channel) == ("Spleen", 0, 1, 1)
+    assert (spleen.type.value, spleen.type.meaning) == ("78961009", "Spleen")
+    assert card.memory_bytes >= 2_000_000_000
+
+
+def test_what_a_bundle_does_not_tell_is_left_to_people(bundle: Make) -> None:
+    folder = bundle(
+        turns=False,
+        version=None,
+        description=None,
+        intended_use=3,
+        image={"modality": "none"},
+        pred={"num_channels": 3, "channel_def": None},
+    )
+    card = drafted(folder)
+    assert (card.modality, card.licence, card.version) == ("unknown", "unknown", "1")
+    assert card.orientation == "LPH"
+    assert [segment.label for segment in card.segments] == ["Label 1", "Label 2"]
+    said = doubts(folder)
+    for line in ("modality", "licence", "version", "intended_use", "orientation", "label", "type"):
+        assert f"\n{line} = " in f"\n{said}"
+    assert any("left and right" in sentence for sentence in card.limitations)
+
+
+def test_channels_without_background_may_overlap_and_need_a_plane_each(bundle: Make) -> None:
+    names = {"0": "Tumor core", "1": "Whole tumor", "2": "Edema"}
+    card = drafted(
+        bundle(
+            image={
+                "modality": "MRI",
+                "num_channels": 4,
+                "channel_def": {"0": "T1c", "1": "T1", "2": "T2", "3": "FLAIR"},
+            },
+            pred={"num_channels": 3, "channel_def": names},
+        )
+    )
+    assert [(s.plane, s.value, s.channel) for s in card.segments] == [
+        (0, 1, 0),
+        (1, 1, 1),
+        (2, 1, 2),
+    ]
+    assert [s.type.scheme for s in card.segments] == ["99SEGNODE", "99SEGNODE", "SCT"]
+    assert card.modality == "MR"
+    assert [one.role for one in card.inputs] == ["t1c", "t1", "t2", "flair"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image": {"spatial_shape": [256, 256]}}, "2-dimensional images"),
+        ({"pred": {"format": "dict"}}, "no segmentation: by its configs/metadata.json .* 'dict'"),
+        ({"image": {"num_channels": 3}}, "takes 3 channels, of which .* names 1"),
+        ({"pred": {"channel_def": {"0": "background"}}}, "names nothing that it finds"),
+        ({"pred": {"channel_def": {"0": "background", "256": "x"}}}, "label 256; labels go up to"),
+        ({"network_data_format": []}, "no segmentation"),
+    ],
+)
+def test_a_bundle_that_no_volume_fits_is_refused(bundle: Make, changes: Any, said: str) -> None:
+    folder = bundle(**changes)
+    with pytest.raises(SetupError, match=said):
+        draft_card(folder, folder.name)
+
+
+def test_a_bundle_without_weights_says_where_they_are_told_of(bundle: Make) -> None:
+    folder = bundle()
+    (folder / "models/model.pt").unlink()
+    (folder / "large_files.yml").touch()
+    with pytest.raises(SetupError, match=r"no models/model.pt or .*large_files\.yml says"):
+        draft_card(folder, folder.name)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, '{"name": "\xff'])
+def test_metadata_that_cannot_be_read_is_refused(bundle: Make, text: str) -> None:
+    folder = bundle()
+    (folder / "configs/metadata.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(SetupError, match=r"configs/metadata\.json is not JSON"):
+        draft_card(folder, folder.name)
+
+
+def test_a_folder_of_neither_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="neither a MONAI bundle"):
+        draft_card(tmp_path, "mine")
+
+
+def test_a_folder_of_several_models_names_them(nnunet: Make) -> None:
+    nnunet()
+    folder = nnunet(trained="nnUNetTrainer__nnUNetPlans__2d").parent
+    with pytest.raises(SetupError, match=r"holds 2 models, .*__2d, .*__3d_fullres"):
+        draft_card(folder, folder.name)
+
+
+def test_totalsegmentators_117_labels_give_a_card(nnunet: Make) -> None:
+    labels = {"background": 0} | {name: number for number, name in enumerate(TOTAL, 1)}
+    card = drafted(nnunet(labels=labels))
+    assert len(card.segments) == len(TOTAL) == 117
+    assert card.planes == 1
+    assert (
+        [s.value for s in card.segments] == [s.channel for s in card.segments] == [*range(1, 118)]
+    )
+    assert len({s.colour for s in card.segments}) == 117
+    by_name = dict(zip(TOTAL, card.segments, strict=True))
+    unknown = {name for name, s in by_name.items() if s.type.scheme != "SCT"}
+    assert unknown == {
+        *("vertebrae_S1", "portal_vein_and_splenic_vein"),
+        *(f"gluteus_{part}_{s}" for part in ("maximus", "medius", "minimus") for s in SIDES),
+        *(f"{muscle}_{side}" for muscle in ("autochthon", "iliopsoas") for side in SIDES),
+    }
+    # values from SNOMED CT's browser, as others use them for these labels
+    for name, value, side in (
+        ("liver", "10200004", None),
+        ("kidney_right", "64033007", "24028007"),
+        ("kidney_left", "64033007", "7771000"),
+        ("adrenal_gland_left", "23451007", "7771000"),
+        ("lung_upper_lobe_left", "45653009", "7771000"),
+        ("lung_middle_lobe_right", "72481006", None),
+        ("subclavian_artery_right", "29700009", None),
+        ("subclavian_artery_left", "85235006", None),
+        ("vertebrae_C1", "14806007", None),
+        ("vertebrae_T11", "12989004", None),
+        ("rib_left_7", "113197003", "7771000"),
+        ("iliac_vena_left", "244411005", "7771000"),
+        ("kidney_cyst_left", "367643001", "7771000"),
+        ("urinary_bladder", "89837001", None),
+    ):
+        segment = by_name[name]
+        assert segment.type.value == value, name
+        assert [m.value for m in segment.modifiers] == ([side] if side else []), name
+
+
+def test_an_nnunet_gives_a_card(nnunet: Make) -> None:
+    folder = nnunet(folds=("0", "2", "all"), licence="Apache 2.0")
+    card = drafted(folder)
+    assert (card.name, card.kind) == ("totalsegmentator-part1-3d-fullres", "nnunet")
+    assert (card.licence, card.modality, card.orientation) == ("Apache 2.0", "CT", "HPL")
+    assert card.network == NnunetNetwork(
+        folds=("0", "2"),
+        checkpoint="checkpoint_final.pth",
+        mirroring=True,
+        step=0.5,
+        back="by-channels",
+    )
+    assert "Research: segmentation of Liver" in card.intended_use
+    assert "orientation = " in doubts(folder)
+    assert any("left and right" in sentence for sentence in card.limitations)
+
+
+def test_a_reader_that_reorients_tells_the_orientation(nnunet: Make) -> None:
+    folder = nnunet(plans={"image_reader_writer": "NibabelIOWithReorient"})
+    assert drafted(folder).orientation == "HAR"
+    assert "orientation" not in doubts(folder)
+
+
+def test_regions_get_a_plane_each_in_the_order_of_channels(nnunet: Make) -> None:
+    labels = {"background": 0, "organ": [1, 2], "lesion": 2, "rod": [3], "ignore": 4}
+    card = drafted(nnunet(labels=labels, regions_class_order=[1, 2, 3]))
+    assert [(s.label, s.plane, s.value, s.channel) for s in card.segments] == [
+        ("Organ", 0, 1, 0),
+        ("Lesion", 1, 1, 1),
+        ("Rod", 2, 1, 2),
+    ]
+
+
+def test_several_channels_become_roles_with_their_modality(nnunet: Make) -> None:
+    card = drafted(nnunet(channel_names={"1": "PET (SUV)", "0": "CT", "2": "CT", "3": "心臓"}))
+    assert card.modality == "CT"
+    assert [one.role for one in card.inputs] == ["ct", "pet_suv", "ct_2", "image"]
+    assert [one.modality for one in card.inputs] == ["CT", "PT", "CT", "CT"]
+    assert all(one.role.isidentifier() for one in card.inputs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": {"background": 0, "a": [1, 2], "b": 2}}, "another number of them"),
+        ({"labels": {"background": 0, "a": "1"}}, "label of 'a' is no number"),
+        ({"labels": {"background": 0, "a": 256}}, "label 256"),
+        ({"labels": []}, "names nothing that it finds"),
+        ({"channel_names": None}, "names no channels"),
+        ({"folds": ("x",)}, "no trained fold"),
+        (
+            {
+                "trained": "nnUNetTrainer__nnUNetPlans__cascade",
+                "plans": {"configurations": {"cascade": {"previous_stage": "3d_lowres"}}},
+            },
+            "second stage of a cascade",
+        ),
+    ],
+)
+def test_an_nnunet_that_cannot_run_here_is_refused(nnunet: Make, changes: Any, said: str) -> None:
+    folder = nnunet(**changes)
+    with pytest.raises(SetupError, match=said):
+        draft_card(folder, folder.name)
+
+
+HOSTILE = '[red]"\'\\\n\r[input]\nmodality = "MR"\x1b[2J\x07\x9b\u202e\u2028"""\x00 # look'
+
+
+def test_hostile_texts_stay_texts(bundle: Make) -> None:
+    folder = bundle(
+        name=HOSTILE,
+        version=HOSTILE,
+        description=HOSTILE,
+        license=HOSTILE,
+        pred={"channel_def": {"0": "background", "1": HOSTILE, "2": "a\\b", "3": HOSTILE * 50}},
+    )
+    (folder / "LICENSE").write_text(HOSTILE)
+    text = draft_card(folder, HOSTILE).text
+    assert text.isprintable() is False  # by its line ends alone:
+    assert text.replace("\n", "").isprintable()
+    card = parse_card(text, where="draft")
+    assert card.modality == "CT"
+    assert set(card.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert all(segment.type.scheme == "99SEGNODE" for segment in card.segments)
+    for segment in card.segments:
+        assert 0 < len(segment.label) <= 64
+        assert "\\" not in segment.label
+        assert 0 < len(segment.type.value) <= 16
+        assert len(segment.type.meaning) <= 64
+
+
+def test_lines_to_look_at_have_the_numbers_that_an_editor_shows(bundle: Make) -> None:
+    draft = draft_card(bundle(version=None), "spleen")
+    lines = draft.text.splitlines()
+    assert draft.doubts()
+    for number, line in draft.doubts():
+        assert lines[number - 1].strip() == line
+        assert LOOK in line
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("Spleen CT segmentation", "spleen-ct-segmentation"),
+        ("  ___ ", "model"),
+        ("Lungenflügel", "lungenflugel"),
+        ("x" * 60, "x" * 48),
+        ("心臓", "model"),
+    ],
+)
+def test_a_title_becomes_a_name(title: str, name: str) -> None:
+    assert card_name(title) == name
+
+
+KEYWORDS = [
+    *(*segment_codes._SINGLE, *segment_codes._PAIRED),
+    *(*segment_codes._TISSUES, *segment_codes._ABNORMAL, *segment_codes._SAME_NAME.values()),
+]
+
+
+@pytest.mark.parametrize("keyword", sorted(set(KEYWORDS)))
+def test_every_code_is_in_the_dictionary_and_means_its_words(keyword: str) -> None:
+    entry = getattr(codes.SCT, keyword)
+    assert isinstance(entry, DictionaryCode)
+    assert entry.scheme_designator == "SCT"
+    found = coded(keyword)
+    assert found is not None
+    assert found.type.value == entry.value
+    meant = {"AdiposeTissue": "fat", "RadiusBone": "radius"}.get(keyword, entry.meaning)
+    words = segment_codes._key(segment_codes._words(meant))
+    assert words in (segment_codes._key(segment_codes._words(keyword)), ("fat",), ("radius",))
+
+
+@pytest.mark.parametrize(
+    "name", ["kidney_right", "Right kidney", "KidneyRight", "right-Kidney", "Kidney, right"]
+)
+def test_spellings_of_one_name_have_one_code(name: str) -> None:
+    assert coded(name) == coded("kidney right") != coded("kidney left")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            "left",
+            "left liver",
+            "left right kidney",
+            "Left Kideny",
+            "tumor core",
+            "Whole tumor",
+        ),
+        *("rib_left_13", "not liver", "liver liver", "kidney and liver", "peripheral zone", "PZ"),
+        *("lung_vessels", "vertebrae_L6", "liver segment 4", "心臓", "tumor of the foot"),
+    ],
+)
+def test_a_name_that_is_not_known_whole_gets_no_code(name: str) -> None:
+    assert coded(name) is None
+
+
+def test_names_without_a_code_get_one_of_their_own() -> None:
+    names = ["tumor core", "portal_vein_and_splenic_vein", "portal_vein_and_others", "心臓", "脳"]
+    values = [private_code(name, name).type.value for name in names]
+    assert values[0] == "TUMOR_CORE"
+    assert len(set(values)) == len(values)
+    assert all(0 < len(value) <= 16 for value in values)
+
+
+def test_colours_are_bright_and_differ() -> None:
+    assert colour(1) == colour(1)
+    shown = [CIELabColor.from_dicom_value(colour(number)) for number in range(1, 256)]
+    assert len({one.to_rgb() for one in shown}) == 255
+    assert all(one.l_star >= 45 for one in shown)
+    apart = [
+        sum((a - b) ** 2 for a, b in zip(one.lab, other.lab, strict=True)) ** 0.5
+        for one, other in combinations(shown[:20], 2)
+    ]
+    assert min(apart) > 12  # 2.3 is just seen side by side
+
+
+def test_weights_count_for_the_need_of_memory(nnunet: Make) -> None:
+    folder = nnunet()
+    with (folder / "fold_0/checkpoint_final.pth").open("wb") as file:
+        file.truncate(1_000_000_000)
+    assert read_facts(folder, "x").weights_bytes == 1_000_000_000
+    assert drafted(folder).memory_bytes == 5_000_000_000

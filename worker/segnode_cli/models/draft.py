@@ -1,0 +1,189 @@
+"""Draft the card of a model that has none, so that a person only mends what no file tells."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segnode_cli.models.codes import coded, colour, private_code
+from segnode_cli.models.facts import ModelFacts, NamedSegment, Setting, read_facts
+from segnode_cli.models.inspect import plain
+from segnode_contract.card import Code, parse_card
+
+LOOK = "# look at this"
+"""Marks a line that a person must decide."""
+MOST_NAME = 48
+_LONGEST_LABEL = 64
+"""Signs of a Segment Label (LO)."""
+_UNKNOWN = "unknown"
+_TIME_LIMIT_S = 1800
+_BASE_BYTES = 2_000_000_000
+_ROUND_BYTES = 100_000_000
+_UNCHECKED = (
+    "Not a diagnosis: a program drafted this card from the model's own files, and nobody has "
+    "checked the model on images of this node."
+)
+_GUESSED_ORIENTATION = (
+    "How its training images were turned is a guess: if it is wrong, left and right or head and "
+    "foot are mixed up."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A card that was drafted."""
+
+    name: str
+    text: str
+
+    def doubts(self) -> list[tuple[int, str]]:
+        """Return the lines to look at, with their numbers."""
+        lines = enumerate(self.text.splitlines(), 1)
+        return [(number, line.strip()) for number, line in lines if LOOK in line]
+
+
+def draft_card(folder: Path, title: str) -> Draft:
+    """Draft the card of the bundle or nnU-Net in `folder`, which people call `title`.
+
+    Returns
+    -------
+    Draft
+        Whose text `parse_card` takes.
+
+    Raises
+    ------
+    SetupError
+        If the files do not tell enough; with what is missing.
+    """
+    facts = read_facts(folder, title)
+    name = card_name(facts.name)
+    text = (
+        "\n".join([*_head(facts, name), *_input(facts), *_network(facts), *_segments(facts)]) + "\n"
+    )
+    parse_card(text, where=f"the draft for {title}")
+    return Draft(name=name, text=text)
+
+
+def card_name(title: str) -> str:
+    """Return a title as a model's name: small letters, digits and hyphens, 48 at most."""
+    ascii_only = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")[:MOST_NAME].strip("-") or "model"
+
+
+def _head(facts: ModelFacts, name: str) -> Iterator[str]:
+    yield f"# Drafted by `segnode models add` from {facts.source}; nobody has checked it."
+    yield f'# Lines with "{LOOK.removeprefix("# ")}" need a person.'
+    yield f"name = {_quoted(name)}"
+    if facts.version:
+        yield f"version = {_quoted(facts.version)}"
+    else:
+        yield _line("version", "1", "the model does not say; another one makes new results")
+    yield f'kind = "{facts.kind}"'
+    if facts.intended_use:
+        yield f"intended_use = {_quoted(facts.intended_use)}"
+    else:
+        yield _line(
+            "intended_use", f"Research: {_found(facts.segments)}.", "the model does not say"
+        )
+    if facts.licence:
+        yield f"licence = {_quoted(facts.licence)}"
+    else:
+        yield _line("licence", _UNKNOWN, "whether you may use the model")
+    yield "limitations = ["
+    yield f"    {LOOK}: what is known of its faults is in its papers, not in its files"
+    yield f"    {_quoted(_UNCHECKED)},"
+    if facts.orientation_doubt:
+        yield f"    {_quoted(_GUESSED_ORIENTATION)},"
+    yield "]"
+    need = _BASE_BYTES + 3 * facts.weights_bytes
+    need = -(-need // _ROUND_BYTES) * _ROUND_BYTES
+    yield f"memory_bytes = {need:_}  # a guess from the size of the weights; later it is measured"
+    yield f"time_limit_s = {_TIME_LIMIT_S}  {LOOK}: on a CPU large models take longer"
+    yield "cpu = true  # whether it may run without a GPU"
+
+
+def _input(facts: ModelFacts) -> Iterator[str]:
+    modality = facts.channels[0].modality
+    yield "\n[input]"
+    if modality:
+        yield f"modality = {_quoted(modality)}"
+    else:
+        yield _line("modality", _UNKNOWN, "DICOM's word for it: CT, MR, PT")
+    if facts.orientation_doubt:
+        yield _line("orientation", facts.orientation, facts.orientation_doubt)
+    else:
+        yield f"orientation = {_quoted(facts.orientation)}"
+    yield "min_slices = 3"
+    if len(facts.channels) == 1:
+        return
+    yield f"\n{LOOK}: a route names these roles; the labels lie on the images of the first"
+    for channel in facts.channels:
+        yield "[[input.series]]"
+        yield f"role = {_quoted(channel.role)}"
+        if channel.modality not in ("", modality):
+            yield f"modality = {_quoted(channel.modality)}"
+
+
+def _network(facts: ModelFacts) -> Iterator[str]:
+    yield "\n[network]"
+    for key, value in facts.network.items():
+        note = f"  # {facts.notes[key]}" if key in facts.notes else ""
+        yield f"{key} = {_setting(value)}{note}"
+
+
+def _segments(facts: ModelFacts) -> Iterator[str]:
+    yield "\n# To a segment whose volumes are known, add plausible_ml = [least, most]."
+    for number, segment in enumerate(facts.segments, 1):
+        label = _label(segment.name)
+        known = coded(segment.name) if facts.named else None
+        what = known or private_code(segment.name, label)
+        yield f"\n[[segments]]\nnumber = {number}"
+        if facts.named:
+            yield f"label = {_quoted(label)}"
+        else:
+            yield _line("label", label, "the model does not name what it finds")
+        yield f"plane = {segment.plane}\nvalue = {segment.value}"
+        if segment.channel != segment.value:
+            yield f"channel = {segment.channel}"
+        yield f"category = {_code(what.category)}"
+        doubt = "" if known else f"  {LOOK}: no code is known for this name"
+        yield f"type = {_code(what.type)}{doubt}"
+        if what.modifiers:
+            yield f"modifiers = [{', '.join(map(_code, what.modifiers))}]"
+        yield f"colour = {list(colour(number))}"
+
+
+def _label(name: str) -> str:
+    """Return a name as a Segment Label, of which a backslash would make two (PS3.5 6.2)."""
+    words = plain(re.sub(r"[_\\\\]+", " ", name), _LONGEST_LABEL)
+    return words[:1].upper() + words[1:] or "Unnamed"
+
+
+def _found(segments: Sequence[NamedSegment]) -> str:
+    names = [_label(segment.name) for segment in segments]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"segmentation of {', '.join(names[:3])}{more}"
+
+
+def _line(key: str, value: str, doubt: str) -> str:
+    return f"{key} = {_quoted(value)}  {LOOK}: {doubt}"
+
+
+def _setting(value: Setting) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _quoted(value) if isinstance(value, str) else f"[{', '.join(map(_quoted, value))}]"
+
+
+def _code(code: Code) -> str:
+    parts = (("value", code.value), ("scheme", code.scheme), ("meaning", code.meaning))
+    return "{ " + ", ".join(f"{key} = {_quoted(text)}" for key, text in parts) + " }"
+
+
+def _quoted(text: str) -> str:
+    """Return a text as TOML writes it; for a plain text, JSON's way is TOML's (toml.io, String)."""
+    return json.dumps(plain(text, 1000), ensure_ascii=False)
