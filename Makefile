@@ -42,6 +42,8 @@ bench: setup
 	@.venv/bin/python tests/bench/bench.py
 	@.venv/bin/python tests/bench/deciding.py
 	@.venv/bin/python -m tests.bench.throughput
+	@.venv/bin/python tests/bench/backlog.py
+	@.venv/bin/python -m tests.bench.side_by_side
 
 load: setup
 	@.venv/bin/python tests/bench/load.py

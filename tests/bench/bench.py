@@ -64,15 +64,16 @@ def one_run(node: Node, hu: NDArray[np.int16], spacing: tuple[float, float, floa
 
 
 def model_process_peak_mb() -> int:
-    """Return the peak memory of the model process, from /proc."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-            status = (process / "status").read_text()
-        except OSError:
-            continue
+    """Return the peak memory of the model process below this one, from /proc."""
+    below = [os.getpid()]
+    for pid in below:  # grows while it is read
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            below += [int(child) for child in children.read_text().split()]
+    for pid in below:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
         # what stands before it makes its cell, and then waits
         if b"segnode_models.server" in command and b"--die-with-parent" not in command:
+            status = Path(f"/proc/{pid}/status").read_text()
             [line] = [row for row in status.splitlines() if row.startswith("VmHWM")]
             return int(line.split()[1]) // 1024
     return 0

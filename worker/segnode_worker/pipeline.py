@@ -31,7 +31,7 @@ from segnode_contract.ledger import WorkLedger
 from segnode_worker.archive import Archive, collision, confirm, result_uids, same_content
 from segnode_worker.inputs import Fetched, Inputs, PriorResult, stack_inputs
 from segnode_worker.instance import BROKEN
-from segnode_worker.plausible import judged, voxel_ml
+from segnode_worker.plausible import counts_of, judged, voxel_ml
 from segnode_worker.proof import prove
 from segnode_worker.segmentation import ResultIdentity, encode
 from segnode_worker.spool import Spool
@@ -289,9 +289,10 @@ def make_result(
         told=told,
     )
     with stage(Stage.ENCODE):
-        _check_values(found, card)
+        counts = counts_of(found)
+        _check_values(counts, card)
         labels = on_source(found, volume, stack.volume)
-        findings = judged(labels, card, findings, voxel_ml(stack.volume))
+        findings = judged(labels, counts, card, findings, voxel_ml(stack.volume))
         data = encode(stack, labels, card, findings, identity, made_at)
     proved = partial(prove, stack=stack, labels=labels, card=card, findings=findings)
     with stage(Stage.VERIFY):
@@ -333,11 +334,10 @@ def _check_content(files: Sequence[bytes], content: str) -> None:
         )
 
 
-def _check_values(labels: NDArray[np.uint8], card: Card) -> None:
+def _check_values(counts: NDArray[np.int64], card: Card) -> None:
     for plane in range(card.planes):
         known = {0} | {s.value for s in card.segments if s.plane == plane}
-        counts = np.bincount(labels[plane].reshape(-1), minlength=256)
-        strange = set(np.flatnonzero(counts).tolist()) - known
+        strange = set(np.flatnonzero(counts[plane]).tolist()) - known
         if strange:
             raise ModelFailed(
                 f"The model {card.name} gave the label {min(strange)} in plane {plane}, which its "

@@ -19,7 +19,23 @@ def voxel_ml(volume: hd.Volume) -> float:
     return float(np.prod(volume.spacing)) / 1000
 
 
-def judged(labels: NDArray[np.uint8], card: Card, findings: Findings, each_ml: float) -> Findings:
+def counts_of(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return how many voxels have each value, shape ``(planes, 256)``.
+
+    Slice by slice, since `numpy.bincount` makes eight bytes of each voxel.
+    """
+    return np.array(
+        [sum(np.bincount(one.reshape(-1), minlength=256) for one in plane) for plane in labels]
+    )
+
+
+def judged(
+    labels: NDArray[np.uint8],
+    counts: NDArray[np.int64],
+    card: Card,
+    findings: Findings,
+    each_ml: float,
+) -> Findings:
     """Hold the volume of each segment against the card, and measure those that nobody measured.
 
     A segment without a voxel is absent, which is always plausible: the images may not show it.
@@ -28,6 +44,8 @@ def judged(labels: NDArray[np.uint8], card: Card, findings: Findings, each_ml: f
     ----------
     labels
         Shape ``(planes, slices, rows, columns)``. Segments that are withheld are erased in it.
+    counts
+        As of `counts_of`.
     each_ml
         Volume of a voxel.
 
@@ -36,12 +54,11 @@ def judged(labels: NDArray[np.uint8], card: Card, findings: Findings, each_ml: f
     Findings
         Those of the model, and what was found here.
     """
-    counts = [np.bincount(plane.reshape(-1), minlength=256) for plane in labels]
     left_out = {item.segment for item in findings.withheld}
     for segment in card.segments:
         if segment.number in left_out:
             continue
-        volume_ml = float(counts[segment.plane][segment.value]) * each_ml
+        volume_ml = float(counts[segment.plane, segment.value]) * each_ml
         doubt = _doubt(segment, volume_ml)
         if doubt and card.implausible == "withhold":
             plane = labels[segment.plane]
