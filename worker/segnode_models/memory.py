@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+_WORDS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""How torch says that there is not enough memory where its own class of error does not tell: out
+of TorchScript, say."""
 _HOST_SHARE = 0.5
 """Of the machine's memory: the rest is for worker children, archive and ledger."""
 _GPU_SHARE = 0.9
@@ -42,6 +51,16 @@ class Meter(Protocol):
 
     def release(self) -> None:
         """Give back what is cached and not in use."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error says that there was not enough memory, on whichever device."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or any(words in str(error) for words in _WORDS)
+    )
 
 
 def meter_of(device: str) -> Meter:

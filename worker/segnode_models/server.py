@@ -6,7 +6,6 @@ is started anew. It holds no address and no password.
 
 from __future__ import annotations
 
-import errno
 import logging
 import mmap
 import os
@@ -28,6 +27,7 @@ from segnode_contract.errors import ModelFailed, OutOfMemory, SegnodeError, Unkn
 from segnode_contract.events import log_events
 from segnode_contract.findings import Findings
 from segnode_contract.model_link import receive, send
+from segnode_models.memory import lacks_memory
 from segnode_models.model import InputVolume, Model, Stopped, Told
 from segnode_models.registry import Catalogue, Offer
 from segnode_models.shelf import HOST, Shelf
@@ -39,12 +39,6 @@ _DESCRIPTORS = 32
 _GRACE_S = 5.0
 """Who asked has this long to end us first, and then knows why."""
 _LOAD_S = 600.0
-_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-"""How torch says that there is not enough memory, beside its own OutOfMemoryError."""
 
 
 class Server:
@@ -150,7 +144,7 @@ class Server:
         """Return what is said of a model's failure."""
         if isinstance(error, Stopped):
             return {"code": "stopped", "sentence": "Nobody waits for the result any more."}
-        self._broken = "CUDA error" in str(error) and not _lacks_memory(error)
+        self._broken = "CUDA error" in str(error) and not lacks_memory(error)
         known = error if isinstance(error, SegnodeError) else _as_ours(card, error)
         return {"code": known.code, "sentence": known.sentence} | self._profile(card)
 
@@ -169,7 +163,7 @@ def _segment(
     try:
         return model.segment(volume, labels, _told(link))
     except Exception as error:
-        if not (_lacks_memory(error) and make_room()):
+        if not (lacks_memory(error) and make_room()):
             raise
     labels[:] = 0
     return model.segment(volume, labels, _told(link))
@@ -233,20 +227,11 @@ def _as_ours(card: Card, error: Exception) -> SegnodeError:
     where = f"{Path(place.filename).name}:{place.lineno}"
     # the text of the exception goes nowhere: it may hold what an image says
     log.error("model failed", extra={"model": card.name, "error": kind, "at": where})
-    if _lacks_memory(error):
+    if lacks_memory(error):
         return OutOfMemory("The model had not enough memory.")
     return ModelFailed(
         f"The model {card.name} {card.version} stopped with {kind}; the model process's log has "
         "the place."
-    )
-
-
-def _lacks_memory(error: Exception) -> bool:
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or any(words in str(error) for words in _MEMORY)
     )
 
 

@@ -51,13 +51,15 @@ def sandboxed(models: Path | None, reads: Sequence[Path] = ()) -> list[str]:
             command += ["--ro-bind", str(path), str(path)]
     for name in ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime"):
         command += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", TEMPORARY]
+    command += ["--proc", "/proc", "--dev", "/dev"]
+    command += ["--perms", "1777", "--tmpfs", TEMPORARY]
     for pattern in _GPU:
         for device in sorted(Path("/dev").glob(pattern)):
             command += ["--dev-bind", str(device), str(device)]
     if models is not None:
         command += ["--ro-bind", str(models), str(MODELS)]
     command += ["--chdir", TEMPORARY, "--setenv", "HOME", TEMPORARY]
+    command += ["--setenv", "USER", "segnode"]  # libraries ask, and no list of users is there
     if os.getuid() != 0:
         return [*command, "--unshare-user", "--cap-drop", "ALL", "--"]
     become = ["/usr/bin/setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"]
