@@ -52,7 +52,7 @@ def load_network(card: Card, folder: Path, device: str) -> Model:
 
             return TorchScriptModel(card, network, folder, torch.device(device))
         case BundleNetwork() as network:
-            from segnode_models.monai_bundle import MonaiBundleModel
+            from segnode_models.bundle.model import MonaiBundleModel
 
             return MonaiBundleModel(card, network, folder, torch.device(device))
         case NnunetNetwork() as network:

@@ -54,12 +54,13 @@ class Meter(Protocol):
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Return whether an error says that there was not enough memory, on whichever device."""
+    """Return whether an error, or its cause, says that there was not enough memory."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or any(words in str(error) for words in _WORDS)
+        or (error.__cause__ is not None and lacks_memory(error.__cause__))
     )
 
 

@@ -124,7 +124,7 @@ def _added(folder: Path, builtin: set[str], trusted: bool) -> ListedModel:
             f"{folder.name}/card.toml: the name is '{card.name}' and the kind {card.kind}; it must "
             "be the folder's name, no built-in model's, and of another kind."
         )
-    code = sorted(_HERE.glob("*.py"))
+    code = sorted(path for path in _HERE.rglob("*.py") if not path.is_relative_to(BUILTIN))
     digest = _digest([pins.digest.encode(), *(path.read_bytes() for path in code)])
     return ListedModel(card=card, digest=digest, load=partial(load_network, card, folder))
 
