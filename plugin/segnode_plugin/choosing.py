@@ -201,7 +201,8 @@ def _best(
 
 
 def _order(prefer: Sequence[str], facts: SeriesFacts) -> tuple[float | str, ...]:
-    return (*(_rank(word, facts) for word in prefer), facts.series_uid)
+    """Of equals the later comes first: it may be the other one corrected, under new UIDs."""
+    return (*(_rank(word, facts) for word in prefer), -facts.received_s, facts.series_uid)
 
 
 def _rank(word: str, facts: SeriesFacts) -> float:
@@ -222,10 +223,9 @@ def _worse(prefer: Sequence[str], facts: SeriesFacts, best: SeriesFacts) -> str:
                 f"series {_name(best)} was chosen: {word} wants the one with "
                 f"{_shown(word, best)}, this one has {_shown(word, facts)}"
             )
-    return (
-        f"series {_name(best)} was chosen: both are equal in what is preferred, and its Series "
-        "Instance UID comes first"
-    )
+    later = facts.received_s < best.received_s
+    why = "it came later" if later else "its Series Instance UID comes first"
+    return f"series {_name(best)} was chosen: both are equal in what is preferred, and {why}"
 
 
 def _name(facts: SeriesFacts) -> str:

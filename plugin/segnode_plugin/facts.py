@@ -45,6 +45,9 @@ class SeriesFacts:
     namesakes: int
     """Other series in the archive with the same UID, in another study or of another patient."""
     instance_uids: tuple[str, ...]
+    received_s: float = 0.0
+    """When Orthanc received its first image, in seconds since 1970; 0 where it does not say. Images
+    sent twice, late ones and deletions leave it as it is, unlike `LastUpdate` of the series."""
     numbers: Mapping[str, float | None] = field(default_factory=dict)
     """`condition.NUMBERS`, None where one cannot be told."""
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -74,6 +77,7 @@ def series_facts(
     tags = index.get(f"/instances/{first}/simplified-tags") or {}
     metadata = index.get(f"/series/{orthanc_id}/metadata") or []
     reception = index.get(f"/instances/{first}/metadata?expand") or {}
+    received = _moment(reception.get("ReceptionDate"))
     shape = shape_of(instances.values())
     series_uid = _uid(series["MainDicomTags"], "SeriesInstanceUID")
     return SeriesFacts(
@@ -88,6 +92,7 @@ def series_facts(
         copied=not {"AnonymizedFrom", "ModifiedFrom"}.isdisjoint(metadata),
         namesakes=max(len(index.series_named(series_uid)) - 1, 0) if series_uid else 0,
         instance_uids=tuple(_uid(each, "SOPInstanceUID") for each in instances.values()),
+        received_s=received.timestamp() if received else 0.0,
         numbers=_numbers(len(instances), shape, series.get("LastUpdate")),
         texts=_texts(shape, tags, reception),
         attributes=tags,
@@ -100,10 +105,12 @@ def _instances(
     orthanc_id: str,
     arrived: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Mapping[str, Any]]:
-    """Return the main DICOM tags of each instance, in the archive's order."""
+    """Return the main DICOM tags of each instance, in the order in which the series names them."""
     if arrived and arrived.keys() == set(series["Instances"]):
         return {one: arrived[one] for one in series["Instances"]}
     listed = index.get(f"/series/{orthanc_id}/instances") or []
+    place = {one: number for number, one in enumerate(series.get("Instances", ()))}
+    listed = sorted(listed, key=lambda each: place.get(each["ID"], len(place)))
     return {each["ID"]: each["MainDicomTags"] for each in listed}
 
 
@@ -119,12 +126,20 @@ def _numbers(count: int, shape: Shape | None, updated: Any) -> dict[str, float |
 
 
 def _hour(updated: Any) -> float | None:
-    """Return the hour of day here for Orthanc's words for a moment, which are UTC."""
+    """Return the hour of day here for a moment."""
+    moment = _moment(updated)
+    if moment is None:
+        return None
+    here = moment.astimezone()
+    return here.hour + here.minute / 60
+
+
+def _moment(words: Any) -> datetime | None:
+    """Read Orthanc's words for a moment, which are UTC."""
     try:
-        came = datetime.strptime(str(updated), "%Y%m%dT%H%M%S").replace(tzinfo=UTC).astimezone()
+        return datetime.strptime(str(words), "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
     except ValueError:
         return None
-    return came.hour + came.minute / 60
 
 
 def _texts(

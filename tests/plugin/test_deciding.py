@@ -33,6 +33,7 @@ def series(
     image_type: tuple[str, ...] = ("ORIGINAL", "PRIMARY", "AXIAL"),
     kernel: str = "UNKNOWN",
     attributes: Mapping[str, Any] | None = None,
+    received_s: float = 0.0,
     **numbers: float | None,
 ) -> SeriesFacts:
     return SeriesFacts(
@@ -46,6 +47,7 @@ def series(
         sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
         copied=False,
         namesakes=0,
+        received_s=received_s,
         instance_uids=tuple(f"1.2.{number}.{i}" for i in range(3)),
         numbers=NUMBERS | numbers,
         texts={"kernel": kernel, "contrast": "UNKNOWN"},
@@ -132,8 +134,27 @@ def test_each_preference_chooses_its_own(prefer: str, best: str) -> None:
     assert taken(decided(known(replace(BEST, prefer=(prefer,))), *given)) == [(best,)]
 
 
-def test_a_draw_is_decided_the_same_way_whatever_came_first() -> None:
-    twins = (series(3), series(2))
+@pytest.mark.parametrize("corrected", [1, 3], ids=["lower UID", "higher UID"])
+@pytest.mark.parametrize("of_study", [(2, 0), (0, 2)], ids=["before", "behind"])
+def test_a_draw_goes_to_the_series_that_came_later(corrected: int, of_study: Any) -> None:
+    """As a corrected one does, whose UIDs are new and whose words are the old ones."""
+    received = {2: 100.0, corrected: 101.0}
+    given = [series(n or corrected, received_s=received[n or corrected]) for n in of_study]
+    outcome = decided(known(BEST), *given)
+    assert taken(outcome) == [(f"1.2.{corrected}",)]
+    assert said(outcome, of_study.index(2)).reason == (
+        f"series {corrected} was chosen: both are equal in what is preferred, and it came later"
+    )
+
+
+def test_a_corrected_series_takes_the_role_of_the_wrong_one() -> None:
+    again = replace(C, series_uid="1.2.9", received_s=9.0)
+    both = replace(BOTH, series=(replace(T1, prefer=()), FLAIR))
+    assert taken(decided(known(both), C, again, B)) == [("1.2.9", "1.2.2")]
+
+
+def test_of_series_that_came_at_once_the_first_uid_is_taken() -> None:
+    twins = (series(3, received_s=7.0), series(2, received_s=7.0))
     for given in (twins, twins[::-1]):
         outcome = decided(known(BEST), *given)
         assert taken(outcome) == [("1.2.2",)]

@@ -37,6 +37,8 @@ class Archive:
         self.instances: dict[str, dict[str, Any]] = {}
         self.tags: dict[str, dict[str, str]] = {}
         self.metadata: dict[str, list[str]] = {}
+        self.received: dict[str, str] = {}
+        """When the first image of a series came, where a test says it."""
         self.log: list[dict[str, Any]] = []
 
     def add(self, series: str, uid: str, **tags: str) -> None:
@@ -78,8 +80,9 @@ class Archive:
                 inside = [u for u, i in self.instances.items() if i["ParentSeries"] == series]
                 known = {"ParentStudy": "study", "MainDicomTags": tags, "Instances": inside}
                 return known if series in self.tags else None
-            case ["instances", _, "metadata"]:
-                return {"RemoteAET": "CT1"}
+            case ["instances", uid, "metadata"]:
+                series = self.instances[uid]["ParentSeries"]
+                return {"RemoteAET": "CT1", "ReceptionDate": self.received.get(series, "")}
             case ["series", series, "metadata"]:
                 return self.metadata.get(series, [])
             case ["series", series, "instances"]:

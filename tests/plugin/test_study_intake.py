@@ -131,6 +131,29 @@ def test_a_better_series_that_comes_late_takes_the_place(archive: Archive, ledge
     assert jobs(ledger) == {"1.7": "superseded", "1.9": "queued"}
 
 
+@pytest.mark.parametrize("corrected", ["6", "8"], ids=["lower UID", "higher UID"])
+def test_a_corrected_series_under_new_uids_takes_the_place_and_keeps_it(
+    archive: Archive, ledger: Ledger, corrected: str
+) -> None:
+    announce(ledger)
+    intake = Intake(archive, IntakeLedger(ledger), with_route(BEST, quiet_s=0.0))
+    intake.tick()
+    archive.received = {"7": "20261124T100000", corrected: "20261124T101500"}
+    send(archive, "7", 2)
+    intake.tick()
+    assert jobs(ledger) == {"1.7": "queued"}
+    send(archive, corrected, 2)
+    intake.tick()
+    right = {"1.7": "superseded", f"1.{corrected}": "queued"}
+    assert jobs(ledger) == right
+    # neither a replay nor images that come again make the old one the later one
+    IntakeLedger(ledger).reopen(archive.id, ["7"], "somebody")
+    intake.tick()
+    send(archive, "7", 2)
+    intake.tick()
+    assert jobs(ledger) == right
+
+
 @pytest.mark.parametrize("missing", ["discard", "proceed"])
 def test_a_required_series_is_waited_for_and_welcome_after_the_wait(
     archive: Archive, ledger: Ledger, missing: str
