@@ -46,8 +46,8 @@ class SeriesFacts:
     """Other series in the archive with the same UID, in another study or of another patient."""
     instance_uids: tuple[str, ...]
     received_s: float = 0.0
-    """When Orthanc received its first image, in seconds since 1970; 0 where it does not say. Images
-    sent twice, late ones and deletions leave it as it is, unlike `LastUpdate` of the series."""
+    """When Orthanc received its first image, in seconds since 1970; 0 where it does not say. Unlike
+    `LastUpdate` of the series it does not move when another image comes late or is deleted."""
     numbers: Mapping[str, float | None] = field(default_factory=dict)
     """`condition.NUMBERS`, None where one cannot be told."""
     texts: Mapping[str, str] = field(default_factory=dict)

@@ -269,6 +269,33 @@ def test_an_urgent_job_hurries_the_one_that_it_builds_on(ledger: Ledger) -> None
     assert number(take(ledger)) == 2
 
 
+def links(*priorities: Priority) -> list[NewJob]:
+    """Return a chain of jobs of one series, behind which another waits in vain."""
+    return [
+        job(n, priority, model=f"m{n}", builds_on=f"{n - 1:064x}" if n > 2 else "")
+        for n, priority in enumerate(priorities, 2)
+    ]
+
+
+@pytest.mark.parametrize("length", [2, 3, 5])
+def test_an_urgent_job_hurries_the_whole_chain_before_it(ledger: Ledger, length: int) -> None:
+    arrive(ledger, job(1))
+    routine = [Priority.ROUTINE] * (length - 1)
+    arrive(ledger, *links(*routine, Priority.STAT), of="o2")
+    assert number(take(ledger)) == 2
+    with ledger.read() as connection:
+        waiting = text("select distinct priority from job where state = 'waiting'")
+        assert list(connection.scalars(waiting)) == [int(Priority.STAT)]
+
+
+def test_an_urgent_route_hurries_the_chain_of_a_job_that_is_there(ledger: Ledger) -> None:
+    arrive(ledger, job(1))
+    first, then, last = links(*[Priority.ROUTINE] * 3)
+    arrive(ledger, first, then, last, of="o2")
+    arrive(ledger, replace(last, priority=Priority.STAT, route="emergency"), of="o3")
+    assert number(take(ledger)) == 2
+
+
 def test_images_that_came_again_under_a_running_job_start_it_anew(ledger: Ledger) -> None:
     arrive(ledger, job(1))
     old = the(take(ledger))

@@ -31,6 +31,8 @@ def queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
         "last_instance_at": job.last_instance_at,
         "updated_at": now_s(),
     }
+    if job.builds_on:
+        _hurry(connection, job.builds_on, job.priority)
     columns = [table.c[name] for name in (*place, "state", "error_code")]
     known = connection.execute(select(*columns).where(table.c.key == job.key)).first()
     if known is not None and not _comes_back(connection, job, known, place):
@@ -71,8 +73,15 @@ def queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
 
 
 def _hurry(connection: Connection, key: str, priority: Priority) -> None:
-    """Let a job that has not begun come as soon as the most urgent of those who want it."""
+    """Let a job that has not begun come as soon as the most urgent of those who want it.
+
+    With it all that it builds on, from the first one on: they are locked in this order, as by who
+    ends or supersedes one.
+    """
     job = schema.job
+    builds_on = connection.scalar(select(job.c.builds_on).where(job.c.key == key))
+    if builds_on:
+        _hurry(connection, builds_on, priority)
     waits = job.c.state.in_((JobState.QUEUED, JobState.WAITING))
     connection.execute(
         update(job)
@@ -107,7 +116,6 @@ def _first_state(connection: Connection, job: NewJob) -> JobState:
     first = connection.scalar(
         select(table.c.state).where(table.c.key == job.builds_on).with_for_update()
     )
-    _hurry(connection, job.builds_on, job.priority)
     return JobState.QUEUED if first == JobState.DONE else JobState.WAITING
 
 
