@@ -44,14 +44,31 @@ def refusal(condition: Condition, facts: SeriesFacts, *, quote: bool = False) ->
     """
     if isinstance(condition, Clause):
         return None if _holds(condition, facts) else _found(condition, facts, quote=quote)
+    if condition.kind == "not":
+        return _held(condition.parts[0], facts, quote=quote)
     reasons = [refusal(part, facts, quote=quote) for part in condition.parts]
     if condition.kind == "all":
         return next((reason for reason in reasons if reason is not None), None)
+    if None in reasons:
+        return None
+    return "none of these holds: " + "; ".join(reason for reason in reasons if reason)
+
+
+def _held(condition: Condition, facts: SeriesFacts, *, quote: bool) -> str | None:
+    """Return which clause held that is not wanted; None where the condition does not hold."""
+    if isinstance(condition, Clause):
+        return (
+            _found(condition, facts, quote=quote, held=True) if _holds(condition, facts) else None
+        )
+    if condition.kind == "not":
+        return refusal(condition.parts[0], facts, quote=quote)
+    reasons = [_held(part, facts, quote=quote) for part in condition.parts]
     if condition.kind == "any":
-        if None in reasons:
-            return None
-        return "none of these holds: " + "; ".join(reason for reason in reasons if reason)
-    return f"{describe(condition.parts[0])}, which is not wanted" if None in reasons else None
+        return next((reason for reason in reasons if reason is not None), None)
+    told = [reason for reason in reasons if reason is not None]
+    if len(told) < len(reasons):
+        return None
+    return f"{'together unwanted: ' if len(told) > 1 else ''}{'; '.join(told)}"
 
 
 def describe(condition: Condition) -> str:
@@ -69,11 +86,12 @@ def _holds(clause: Clause, facts: SeriesFacts) -> bool:
     tests = dict(clause.tests)
     if "present" in tests:
         return bool(values) is bool(tests["present"])
-    return any(
-        all(_test(name, want, value) for name, want in tests.items())
-        # an attribute that is missing equals nothing: equals = ""
-        for value in values or [""]
-    )
+    # an attribute that is missing equals nothing: equals = ""
+    return any(_fits(clause, value) for value in values or [""])
+
+
+def _fits(clause: Clause, value: str | float) -> bool:
+    return all(_test(name, wanted, value) for name, wanted in clause.tests)
 
 
 def _values(clause: Clause, facts: SeriesFacts) -> list[str | float]:
@@ -132,16 +150,22 @@ def _as_number(value: str | float) -> float | None:
         return None
 
 
-def _found(clause: Clause, facts: SeriesFacts, *, quote: bool) -> str:
-    values = [_shown(value) for value in _values(clause, facts)[:4]]
+def _found(clause: Clause, facts: SeriesFacts, *, quote: bool, held: bool = False) -> str:
+    """Say what was found and wanted, or where it is held against the series, not wanted."""
+    every = _values(clause, facts)
+    first = every[:4]
+    fit = [value for value in every if "present" in dict(clause.tests) or _fits(clause, value)]
+    if held and not set(fit) & set(first):
+        first[3:] = fit[:1]
+    values = [_shown(value) for value in first]
     if not values:
         found = "not known" if clause.is_fact else "missing"
     elif clause.is_fact or quote or clause.subject.rsplit(".", 1)[-1] in _TECHNICAL:
         codes = quote or all(_CODE.fullmatch(value) for value in values)
         found = "\\".join(values) if codes else "no code"
     else:
-        found = "another value"
-    return f"{clause.subject} is {found}, {_wanted(clause)} is wanted"
+        found = "a value that fits" if held else "another value"
+    return f"{clause.subject} is {found}, {_wanted(clause)} is {'not ' if held else ''}wanted"
 
 
 def _shown(value: str | float) -> str:

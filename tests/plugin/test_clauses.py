@@ -92,7 +92,34 @@ def test_a_condition_that_holds(text: str) -> None:
         ),
         (
             '{ not = { attribute = "ImageType", equals = "AXIAL" } }',
-            "ImageType is AXIAL, which is not wanted",
+            "ImageType is ORIGINAL\\PRIMARY\\AXIAL, AXIAL is not wanted",
+        ),
+        (
+            '{ not = { any = [{ fact = "kernel", equals = "soft" }, '
+            '{ attribute = "KVP", at_least = 100 }] } }',
+            "KVP is 120.0, at least 100 is not wanted",
+        ),
+        (
+            '{ not = { all = [{ fact = "kernel", equals = "sharp" }, '
+            '{ not = { attribute = "KVP", at_least = 130 } }] } }',
+            "together unwanted: kernel is SHARP, SHARP is not wanted; "
+            "KVP is 120.0, at least 130 is wanted",
+        ),
+        (
+            '{ not = { not = { attribute = "KVP", equals = 1 } } }',
+            "KVP is 120.0, 1 is wanted",
+        ),
+        (
+            '{ not = { attribute = "SeriesDescription", contains = "lung" } }',
+            "SeriesDescription is a value that fits, a text with LUNG is not wanted",
+        ),
+        (
+            '{ not = { attribute = "BodyPartExamined", present = false } }',
+            "BodyPartExamined is missing, missing is not wanted",
+        ),
+        (
+            '{ not = { fact = "slice_spacing_mm", at_most = 3 } }',
+            "slice_spacing_mm is 1.25, at most 3 is not wanted",
         ),
         (
             '{ any = [{ attribute = "KVP", at_most = 1 }, { fact = "kernel", equals = "soft" }] }',
@@ -110,11 +137,25 @@ def test_the_clause_that_failed_is_named(text: str, said: str) -> None:
     assert (refusal(where(text), facts()) or "").startswith(said)
 
 
+def test_the_value_that_is_not_wanted_is_among_those_shown() -> None:
+    condition = where('{ not = { attribute = "ImageType", equals = "MPR" } }')
+    many = facts(ImageType="DERIVED\\PRIMARY\\AXIAL\\CT_SOM5\\MPR")
+    assert refusal(condition, many) == (
+        "ImageType is DERIVED\\PRIMARY\\AXIAL\\MPR, MPR is not wanted"
+    )
+    anything = where('{ not = { attribute = "ImageType", present = true } }')
+    assert refusal(anything, many) == (
+        "ImageType is DERIVED\\PRIMARY\\AXIAL\\CT_SOM5, present is not wanted"
+    )
+
+
 @pytest.mark.parametrize("subject", ["PatientName", "ProcedureCodeSequence.CodeMeaning"])
 def test_what_may_be_a_name_is_told_to_who_asks_and_kept_nowhere(subject: str) -> None:
     condition = where(f'{{ attribute = "{subject}", equals = "other" }}')
     assert "CANARY" not in (refusal(condition, facts()) or "CANARY")
     assert "CANARY" in (refusal(condition, facts(), quote=True) or "")
+    unwanted = where(f'{{ not = {{ attribute = "{subject}", contains = "canary" }} }}')
+    assert "CANARY^" not in (refusal(unwanted, facts()) or "CANARY^")
 
 
 @pytest.mark.parametrize(

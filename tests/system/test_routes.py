@@ -89,7 +89,7 @@ def test_a_study_of_four_series_gives_one_job_and_three_reasons(node: Node, tmp_
     said = json.loads(subprocess.run(asked, capture_output=True, check=True).stdout)
     assert {row["series"]: row["reason"] for row in said if row["series"][2:4] == "CT"} == {
         "1 CT Thorax soft": "every condition holds",
-        "2 CT Thorax BONE": "SeriesDescription is a text with BONE, which is not wanted",
+        "2 CT Thorax BONE": "SeriesDescription is Thorax BONE, a text with BONE is not wanted",
         "3 CT Thorax thick": "slice_spacing_mm is 6, at most 3.1 is wanted",
         "4 CT Topogram": "Image Type says LOCALIZER",
     }
