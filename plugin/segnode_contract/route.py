@@ -49,6 +49,9 @@ class Route:
     """Body Part Examined must be one of these; empty takes any."""
     derived: bool = False
     """Take derived series too: reformatted, projected, captured."""
+    scouts: bool = False
+    """Take CT and MR series too that their words call a localizer; not those of Image Type
+    LOCALIZER."""
     copies: bool = False
     """Take anonymised or modified copies made in Orthanc too."""
     where: Condition | None = None

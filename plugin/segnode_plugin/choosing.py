@@ -41,7 +41,12 @@ class Choice:
 
 
 def choose(
-    route: Route, series: Sequence[SeriesFacts], idle_s: float, *, quote: bool = False
+    route: Route,
+    series: Sequence[SeriesFacts],
+    idle_s: float,
+    *,
+    min_slices: int = 0,
+    quote: bool = False,
 ) -> Choice:
     """Choose among series: those that arrived, or all of one study.
 
@@ -49,12 +54,12 @@ def choose(
     ----------
     idle_s
         How long ago the last instance of the study came.
-    quote
+    min_slices, quote
         As of `routing.verdict`.
     """
     if route.series:
-        return _together(route, series, idle_s, quote=quote)
-    said = [verdict(route, facts, quote=quote) for facts in series]
+        return _together(route, series, idle_s, min_slices, quote=quote)
+    said = [verdict(route, facts, min_slices=min_slices, quote=quote) for facts in series]
     if route.prefer:
         best, said = _best(route.prefer, series, said)
         return Choice(verdicts=tuple(said), groups=((best,),) if best else ())
@@ -62,20 +67,34 @@ def choose(
     return Choice(verdicts=tuple(said), groups=tuple((facts,) for facts, one in pairs if one.taken))
 
 
-def fits(route: Route, facts: SeriesFacts, *, quote: bool = False) -> Verdict:
+def fits(route: Route, facts: SeriesFacts, *, min_slices: int = 0, quote: bool = False) -> Verdict:
     """Say whether a series may be taken once its study is complete."""
     if not route.series:
-        return verdict(route, facts, quote=quote)
-    said = [verdict(_as_route(route, one), facts, quote=quote) for one in route.series]
+        return verdict(route, facts, min_slices=min_slices, quote=quote)
+    said = [said for [said] in _by_role(route, [facts], min_slices, quote=quote)]
     return _first_taken(route, said) or _unfit(route, said)
 
 
-def _together(route: Route, series: Sequence[SeriesFacts], idle_s: float, *, quote: bool) -> Choice:
-    """Find a series for each role."""
-    every = [
-        [verdict(_as_route(route, one), facts, quote=quote) for facts in series]
-        for one in route.series
+def _by_role(
+    route: Route, series: Sequence[SeriesFacts], min_slices: int, *, quote: bool
+) -> list[list[Verdict]]:
+    """Say for each role which series may have it; the model's slices are those of the first."""
+    return [
+        [
+            verdict(
+                _as_route(route, one), facts, min_slices=0 if place else min_slices, quote=quote
+            )
+            for facts in series
+        ]
+        for place, one in enumerate(route.series)
     ]
+
+
+def _together(
+    route: Route, series: Sequence[SeriesFacts], idle_s: float, min_slices: int, *, quote: bool
+) -> Choice:
+    """Find a series for each role."""
+    every = _by_role(route, series, min_slices, quote=quote)
     chosen = _match(route.series, series, every)
     for one, said in zip(route.series, every, strict=True):
         best = chosen.get(one.role)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
+from segnode_contract.card import Card, parse_card
+from segnode_contract.errors import CardError
 from segnode_contract.identity import content_digest, job_key
 from segnode_contract.job import NewJob, Priority
 from segnode_contract.ledger.intake import AnnouncedModel, Verdict
@@ -81,7 +84,13 @@ def decide(arrived: Arrived, known: Known) -> Outcome:
         if arrived.trigger == "series" and route.trigger == "study":
             choice = _later(route, arrived, known)
         else:  # at a study the others' jobs are looked at as well, since some may build on them
-            choice = choose(route, arrived.series, arrived.idle_s, quote=known.quote)
+            choice = choose(
+                route,
+                arrived.series,
+                arrived.idle_s,
+                min_slices=_min_slices(route, known),
+                quote=known.quote,
+            )
         verdicts, decides = list(choice.verdicts), route.trigger == arrived.trigger
         for group in choice.groups:
             uids = tuple(facts.series_uid for facts in group)
@@ -114,7 +123,8 @@ def decide(arrived: Arrived, known: Known) -> Outcome:
 
 def _later(route: Route, arrived: Arrived, known: Known) -> Choice:
     """Say of single series whether they fit; the choice is made when the study is complete."""
-    said = [fits(route, facts, quote=known.quote) for facts in arrived.series]
+    least = _min_slices(route, known)
+    said = [fits(route, facts, min_slices=least, quote=known.quote) for facts in arrived.series]
     return Choice(
         verdicts=tuple(
             replace(one, reason=f"{one.reason}; waits until the study is complete")
@@ -123,6 +133,25 @@ def _later(route: Route, arrived: Arrived, known: Known) -> Choice:
             for one in said
         )
     )
+
+
+def _min_slices(route: Route, known: Known) -> int:
+    model = known.models.get(route.model)
+    card = card_of(model) if model else None
+    return card.min_slices if card else 0
+
+
+def card_of(model: AnnouncedModel) -> Card | None:
+    """Return the card of a model, None for one that cannot be read here."""
+    return _parsed(model.card)
+
+
+@lru_cache(maxsize=64)  # one decision asks for every route's
+def _parsed(text: str) -> Card | None:
+    try:
+        return parse_card(text, where="card")
+    except CardError:
+        return None
 
 
 def _job(  # noqa: PLR0917 # a job, and all that decides about it

@@ -12,6 +12,7 @@ from segnode_contract.condition import read_condition
 from segnode_contract.job import NewJob, Priority
 from segnode_contract.ledger.intake import AnnouncedModel, Verdict
 from segnode_contract.route import PriorityRule, RequiredSeries, Route
+from segnode_models.registry import builtin_cards
 from segnode_plugin.deciding import Arrived, Known, Outcome, decide
 from segnode_plugin.facts import SeriesFacts
 
@@ -32,6 +33,7 @@ def series(
     modality: str = "CT",
     image_type: tuple[str, ...] = ("ORIGINAL", "PRIMARY", "AXIAL"),
     kernel: str = "UNKNOWN",
+    images: int = 3,
     attributes: Mapping[str, Any] | None = None,
     received_s: float = 0.0,
     **numbers: float | None,
@@ -48,7 +50,7 @@ def series(
         copied=False,
         namesakes=0,
         received_s=received_s,
-        instance_uids=tuple(f"1.2.{number}.{i}" for i in range(3)),
+        instance_uids=tuple(f"1.2.{number}.{i}" for i in range(images)),
         numbers=NUMBERS | numbers,
         texts={"kernel": kernel, "contrast": "UNKNOWN"},
         attributes={"SeriesNumber": str(number), **(attributes or {})},
@@ -67,9 +69,11 @@ SEVEN = (
 """Localizer, soft 5 mm, lung 1 mm, soft 1 mm, MPR, no positions, dose report."""
 
 
-def known(*routes: Route, models: tuple[str, ...] = ("ct-tissue", "other"), **more: Any) -> Known:
+def known(
+    *routes: Route, models: tuple[str, ...] = ("ct-tissue", "other"), card: str = "", **more: Any
+) -> Known:
     announced = {
-        name: AnnouncedModel(name=name, version="1", digest=name, card="", announced_at=0.0)
+        name: AnnouncedModel(name=name, version="1", digest=name, card=card, announced_at=0.0)
         for name in models
     }
     values = {"priorities": (), "ours": lambda uid: False} | more
@@ -167,6 +171,91 @@ def test_a_series_alone_is_told_that_its_study_is_awaited() -> None:
     assert not outcome.waits
     assert said(outcome, 0).taken
     assert said(outcome, 0).reason == "every condition holds; waits until the study is complete"
+
+
+CARD = next(card.source for card, _ in builtin_cards() if card.name == "ct-tissue")
+
+
+@pytest.mark.parametrize("route", [SERIES, replace(BEST, prefer=())], ids=["series", "study"])
+@pytest.mark.parametrize(("images", "found"), [(1, "1 image"), (2, "2 images")])
+def test_a_series_with_fewer_images_than_its_model_needs_has_no_job(
+    route: Route, images: int, found: str
+) -> None:
+    outcome = decided(known(route, card=CARD), series(1, images=images), trigger=route.trigger)
+    assert outcome.jobs == []
+    assert not outcome.waits
+    assert said(outcome, 0) == Verdict(
+        route=route.name, taken=False, reason=f"{found}; the model ct-tissue needs 3 slices"
+    )
+    assert decided(known(route, card=CARD), series(1), trigger=route.trigger).jobs
+    assert decided(known(route), series(1, images=images), trigger=route.trigger).jobs
+
+
+def test_a_series_that_is_too_short_is_told_so_before_its_study_is_complete() -> None:
+    outcome = decided(known(BEST, card=CARD), series(1, images=1), trigger="series")
+    assert said(outcome, 0).reason == "1 image; the model ct-tissue needs 3 slices"
+
+
+def test_a_series_that_is_too_short_is_not_the_best() -> None:
+    given = (series(1, kernel="SHARP", images=2), series(2, kernel="SOFT"))
+    routes = known(replace(BEST, prefer=("sharp_kernel",)), card=CARD)
+    assert taken(decided(routes, *given)) == [("1.2.2",)]
+
+
+def test_of_several_series_the_first_needs_the_models_slices() -> None:
+    short = replace(A, instance_uids=("1.2.1.0",), numbers=NUMBERS | {"instances": 99.0})
+    routes = known(BOTH, card=CARD)
+    assert taken(decided(routes, short, B, C)) == [("1.2.3", "1.2.2")]
+    one = replace(B, instance_uids=("1.2.2.0",))
+    assert taken(decided(routes, A, one)) == [("1.2.1", "1.2.2")]
+
+
+@pytest.mark.parametrize(("frames", "jobs"), [("1", 0), ("x", 0), ("3", 1)])
+def test_the_frames_of_an_image_are_slices(frames: str, jobs: int) -> None:
+    many = series(1, images=1, attributes={"NumberOfFrames": frames})
+    assert len(decided(known(SERIES, card=CARD), many, trigger="series").jobs) == jobs
+
+
+SCOUT = "it is called a localizer (SeriesDescription: {}), and scouts are not wanted"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("Topogram 0.6 T20f", SCOUT.format("TOPOGRAM")),
+        ("3-plane localizer", SCOUT.format("LOCALIZER")),
+        ("localiser_haste", SCOUT.format("LOCALISER")),
+        ("AAHead_Scout", SCOUT.format("SCOUT")),
+        ("Lateral Surview", SCOUT.format("SURVIEW")),
+        ("PILOT", SCOUT.format("PILOT")),
+        ("Scouting the copilot", ""),
+        ("Thorax 1.0", ""),
+    ],
+)
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_what_is_called_a_localizer_starts_nothing_by_itself(
+    modality: str, words: str, reason: str
+) -> None:
+    route = replace(SERIES, modality=modality)
+    given = series(1, modality=modality, attributes={"SeriesDescription": words})
+    outcome = decided(known(route), given, trigger="series")
+    assert (said(outcome, 0).reason if reason else "") == reason
+    assert len(outcome.jobs) == (0 if reason else 1)
+    assert decided(known(replace(route, scouts=True)), given, trigger="series").jobs
+
+
+def test_a_protocol_may_call_it_a_localizer_and_other_modalities_may_not() -> None:
+    attributes = {"SeriesDescription": "3 plane", "ProtocolName": "Localizer"}
+    outcome = decided(known(SERIES), series(1, attributes=attributes), trigger="series")
+    assert "ProtocolName: LOCALIZER" in said(outcome, 0).reason
+    pet = series(1, modality="PT", attributes=attributes)
+    assert decided(known(replace(SERIES, modality="PT")), pet, trigger="series").jobs
+
+
+def test_an_image_type_localizer_is_refused_whatever_a_route_says() -> None:
+    wants_all = replace(SERIES, scouts=True, derived=True)
+    outcome = decided(known(wants_all), SEVEN[0], trigger="series")
+    assert said(outcome, 0).reason == "Image Type says LOCALIZER"
 
 
 def test_a_series_number_that_is_none_is_not_repeated() -> None:

@@ -15,14 +15,13 @@ from typing import Protocol
 from flask import Blueprint, Response, abort, redirect, render_template, request
 from werkzeug.wrappers import Response as Redirect
 
-from segnode_contract.card import Card, parse_card
 from segnode_contract.condition import Condition
-from segnode_contract.errors import CardError, SettingsError
+from segnode_contract.errors import SettingsError
 from segnode_contract.ledger import IntakeLedger, LedgerView
 from segnode_contract.ledger.intake import AnnouncedModel
 from segnode_contract.settings import Settings
 from segnode_plugin.clauses import describe
-from segnode_plugin.deciding import Known
+from segnode_plugin.deciding import Known, card_of
 from segnode_plugin.explaining import (
     STARTED_ANEW,
     Explained,
@@ -182,7 +181,7 @@ class RoutePages:
         return self.intake.models(self.settings.limits.lease_s)
 
     def _complaints(self) -> list[Complaint]:
-        cards = {name: _card(model) for name, model in self._models().items()}
+        cards = {name: card_of(model) for name, model in self._models().items()}
         try:
             return check_routes(self.file.path, self.archive, cards)
         except SettingsError as error:
@@ -203,13 +202,6 @@ def _asked(get: Callable[..., str | None]) -> tuple[datetime | None, int]:
     except (ValueError, OverflowError):
         since = None
     return since, min(int(first), _MOST) if first.isascii() and first.isdigit() else 0
-
-
-def _card(model: AnnouncedModel) -> Card | None:
-    try:
-        return parse_card(model.card, where=model.name)
-    except CardError:
-        return None
 
 
 def _in_words(condition: Condition) -> str:
