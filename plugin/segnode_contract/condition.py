@@ -16,6 +16,7 @@ from re import _parser  # type: ignore[attr-defined] # what a pattern is made of
 from typing import Any
 
 from segnode_contract.errors import SettingsError
+from segnode_contract.keywords import attribute_hint, fact_hint
 from segnode_contract.spelling import hint
 
 NUMBERS = (
@@ -35,6 +36,7 @@ TEXTS: Mapping[str, tuple[str, ...]] = {
     "called_aet": (),
 }
 """Facts that are texts, with all their values where they are known."""
+FACTS = (*NUMBERS, *TEXTS)
 GROUPS = ("all", "any", "not")
 _DAY_H = 24.0
 _MOST_REPEATS = 3
@@ -145,14 +147,13 @@ def _range(wanted: Mapping[str, Any]) -> str:
 def _check_subject(subject: Any, is_fact: bool, where: str) -> None:
     if not isinstance(subject, str):
         raise SettingsError(f"{where} names {subject!r}; a text is needed.")
-    if is_fact and subject not in (*NUMBERS, *TEXTS):
-        raise SettingsError(
-            f"{where} has an unknown fact '{subject}'{hint(subject, (*NUMBERS, *TEXTS))}."
-        )
+    if is_fact and subject not in FACTS:
+        raise SettingsError(f"{where} has an unknown fact '{subject}'{fact_hint(subject, FACTS)}.")
     if not is_fact and not _KEYWORD.fullmatch(subject):
+        meant = attribute_hint(subject, FACTS)
+        like = "; BodyPartExamined is one, and ProcedureCodeSequence.CodeValue"
         raise SettingsError(
-            f"{where} has the attribute '{subject}', which is no keyword; "
-            "BodyPartExamined is one, and ProcedureCodeSequence.CodeValue."
+            f"{where} has the attribute '{subject}', which is no keyword{meant or like}."
         )
 
 

@@ -59,10 +59,6 @@ class OrthancArchive:
         except (TypeError, self._orthanc.OrthancException):  # the first by plugin 4.0
             return None
 
-    def keywords(self) -> tuple[str, ...]:
-        """Return nothing: Orthanc does not list its dictionary."""
-        return ()
-
     def archive_id(self) -> str:
         """Return the id that this index carries, giving it one at the first meeting.
 

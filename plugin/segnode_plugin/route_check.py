@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from segnode_contract.card import Card
-from segnode_contract.condition import TESTS, Clause, Condition, clauses
+from segnode_contract.condition import FACTS, TESTS, Clause, Condition, clauses
 from segnode_contract.errors import SettingsError
+from segnode_contract.keywords import attribute_hint
 from segnode_contract.route import Route
 from segnode_contract.settings import Settings, load_settings
 from segnode_contract.spelling import hint
@@ -29,9 +30,6 @@ class Dictionary(Protocol):
 
     def vr(self, keyword: str) -> str | None:
         """Return the value representation of a keyword, None for one that is not known."""
-
-    def keywords(self) -> Collection[str]:
-        """Return all keywords, for what was probably meant; none where they are not to be had."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +118,7 @@ def _about_attribute(clause: Clause, dictionary: Dictionary) -> Iterator[str]:
     *path, last = clause.subject.split(".")
     for keyword in (*path, last):
         if dictionary.vr(keyword) is None:
-            meant = hint(keyword, dictionary.keywords())
+            meant = attribute_hint(keyword, FACTS)
             yield f"where asks for '{keyword}', which DICOM does not know{meant}."
             return
     for keyword in path:

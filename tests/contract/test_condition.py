@@ -27,6 +27,45 @@ def test_conditions_nest() -> None:
     assert without.parts[0].tests == (("equals", "LOCALIZER"),)
 
 
+ATTRIBUTE = '{{ attribute = "{}", present = true }}'
+FACT = '{{ fact = "{}", at_most = 3 }}'
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (ATTRIBUTE.format("Series Description"), "'SeriesDescription' was probably meant."),
+        (ATTRIBUTE.format("seriesDescription"), "'SeriesDescription' was probably meant."),
+        (ATTRIBUTE.format("series_descripton"), "'SeriesDescription' was probably meant."),
+        (ATTRIBUTE.format("(0008,103E)"), "'SeriesDescription' was probably meant."),
+        (ATTRIBUTE.format("0008,103e"), "'SeriesDescription' was probably meant."),
+        (ATTRIBUTE.format("0008103E"), "'SeriesDescription' was probably meant."),
+        (
+            ATTRIBUTE.format("Procedure Code Sequence.(0008,0104)"),
+            "'ProcedureCodeSequence.CodeMeaning' was probably meant.",
+        ),
+        (ATTRIBUTE.format("slice_spacing_mm"), 'this is a fact: fact = "slice_spacing_mm".'),
+        (ATTRIBUTE.format("kernel"), 'this is a fact: fact = "kernel".'),
+        (FACT.format("SliceThickness"), 'this is an attribute: attribute = "SliceThickness".'),
+        (FACT.format("slice thickness"), 'this is an attribute: attribute = "SliceThickness".'),
+        (FACT.format("(0018,0050)"), 'this is an attribute: attribute = "SliceThickness".'),
+        (FACT.format("Slice Spacing mm"), "'slice_spacing_mm' was probably meant."),
+        (FACT.format("SliceSpacing"), "'slice_spacing_mm' was probably meant."),
+    ],
+)
+def test_what_was_probably_meant_is_named(text: str, meant: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        read(text)
+    assert refused.value.sentence.endswith(meant)
+
+
+@pytest.mark.parametrize("subject", ["(0009,1001)", "q", ".", ""])
+def test_nothing_is_meant_by_what_is_near_to_nothing(subject: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        read(ATTRIBUTE.format(subject))
+    assert "probably meant" not in refused.value.sentence
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

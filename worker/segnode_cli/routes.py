@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
-from pydicom.datadict import dictionary_VR, keyword_dict, tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from segnode_models.registry import offer_of
 from segnode_plugin import route_check
@@ -18,10 +17,6 @@ class Keywords:
     def vr(self, keyword: str) -> str | None:
         """Return the value representation of a keyword, None for one that is not known."""
         return None if tag_for_keyword(keyword) is None else dictionary_VR(keyword)
-
-    def keywords(self) -> Collection[str]:
-        """Return all keywords."""
-        return keyword_dict.keys()
 
 
 def check_routes(config: Path, data: Path) -> list[Complaint]:
