@@ -17,7 +17,7 @@ from typing import Any
 
 from segnode_contract.errors import SettingsError
 from segnode_contract.keywords import attribute_hint, fact_hint
-from segnode_contract.spelling import hint
+from segnode_contract.spelling import hint, plain
 
 NUMBERS = (
     "instances",
@@ -44,6 +44,16 @@ _SHORT = 8
 """A repeat of at most so many is none that matters."""
 _TEXT_TESTS = ("equals", "one_of", "contains", "matches", "present")
 _NUMBER_TESTS = ("equals", "one_of", "at_least", "at_most", "present")
+_OTHER_WORDS = {
+    "'at_least' with 'at_most'": ("between", "range"),
+    "'at_most'": ("lessthan", "below", "under", "lt", "lte", "le", "max", "maximum"),
+    "'at_least'": ("greaterthan", "morethan", "above", "over", "gt", "gte", "ge", "min", "minimum"),
+    "'equals'": ("is", "eq"),
+    "'one_of'": ("in", "anyof"),
+    "'matches'": ("regex", "regexp", "like", "startswith", "endswith"),
+    "'present'": ("exists", "missing"),
+}
+"""Tests by what other programs call them."""
 TESTS = tuple(dict.fromkeys((*_TEXT_TESTS, *_NUMBER_TESTS)))
 _KEYWORD = re.compile(r"[A-Z][A-Za-z0-9]*(\.[A-Z][A-Za-z0-9]*)*")
 
@@ -67,15 +77,6 @@ class Group:
 
 
 Condition = Clause | Group
-
-
-def clauses(condition: Condition) -> Iterator[Clause]:
-    """Give every clause in a condition."""
-    if isinstance(condition, Clause):
-        yield condition
-    else:
-        for part in condition.parts:
-            yield from clauses(part)
 
 
 def read_condition(data: Any, where: str) -> Condition:
@@ -116,9 +117,7 @@ def read_condition(data: Any, where: str) -> Condition:
 def _clause(data: Mapping[str, Any], where: str) -> Clause:
     for key in data:
         if key not in ("attribute", "fact", *TESTS):
-            raise SettingsError(
-                f"{where} has an unknown key '{key}'{hint(key, ('attribute', 'fact', *TESTS))}."
-            )
+            raise SettingsError(f"{where} has an unknown key '{key}'{_key_hint(key)}.")
     if ("attribute" in data) == ("fact" in data):
         raise SettingsError(f"{where} needs either 'attribute' or 'fact'.")
     is_fact = "fact" in data
@@ -137,6 +136,12 @@ def _clause(data: Mapping[str, Any], where: str) -> Clause:
             f"{where} wants '{subject}' to be {_range(wanted)}, which no series satisfies."
         )
     return Clause(subject=subject, is_fact=is_fact, tests=tuple(wanted.items()))
+
+
+def _key_hint(key: str) -> str:
+    test = next((test for test, words in _OTHER_WORDS.items() if plain(key) in words), None)
+    meant = f"; {test} was probably meant" if test else ""
+    return meant or hint(key, ("attribute", "fact", *TESTS))
 
 
 def _range(wanted: Mapping[str, Any]) -> str:
@@ -194,7 +199,7 @@ def _value(subject: str, is_fact: bool, test: str, value: Any, where: str) -> An
 
 def _of_type(value: Any, kind: type, test: str, where: str) -> Any:
     if type(value) is not kind:
-        wanted = {bool: "true or false", str: "a text"}[kind]
+        wanted = {bool: "true or false", str: "a text in quotes"}[kind]
         raise SettingsError(f"{where} {test} is {value!r}; {wanted} is needed.")
     return value
 

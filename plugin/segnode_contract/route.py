@@ -106,9 +106,8 @@ def check_routes(routes: Sequence[Route], rules: Sequence[PriorityRule]) -> None
 
 
 def _check_choice(route: Route, where: str) -> None:
-    for words in (route.prefer, *(one.prefer for one in route.series)):
-        for word in words:
-            _known(word, PREFERENCES, where, "prefer")
+    for word in route.prefer:
+        _known(word, PREFERENCES, where, "prefer")
     for what in ("prefer", "series"):
         if getattr(route, what) and route.trigger != "study":
             raise SettingsError(
@@ -118,10 +117,13 @@ def _check_choice(route: Route, where: str) -> None:
     if route.series and route.prefer:
         raise SettingsError(f"{where} has 'prefer' beside 'series'; each series has its own.")
     roles = [one.role for one in route.series]
-    for one in route.series:
-        if not one.role.isidentifier() or roles.count(one.role) > 1:
+    for number, one in enumerate(route.series, 1):
+        for word in one.prefer:
+            _known(word, PREFERENCES, f"{where} series {number}", "prefer")
+        if not one.role.isidentifier() or one.role in roles[: number - 1]:
             raise SettingsError(
-                f"{where} has the role '{one.role}' in 'series'; each needs one word of its own."
+                f"{where} series {number} has the role '{one.role}'; each needs one word of its "
+                "own."
             )
 
 
@@ -132,12 +134,12 @@ def _check_after(route: Route, above: Sequence[Route], where: str) -> None:
     if first is None:
         names = [one.name for one in above]
         raise SettingsError(
-            f"{where} comes after '{route.after}', which is no route above it"
+            f"{where} after is '{route.after}', which is no route above it"
             f"{hint(route.after, names)}."
         )
     if first.shadow:
         raise SettingsError(
-            f"{where} comes after '{route.after}', whose results are kept out of the archive."
+            f"{where} after is '{route.after}', whose results are kept out of the archive."
         )
     if first.series or route.series:
         raise SettingsError(
@@ -146,7 +148,7 @@ def _check_after(route: Route, above: Sequence[Route], where: str) -> None:
         )
     if first.trigger == "study" and route.trigger != "study":
         raise SettingsError(
-            f"{where} comes after '{route.after}', which decides on whole studies; add "
+            f"{where} after is '{route.after}', which decides on whole studies; add "
             'trigger = "study" here too.'
         )
 

@@ -12,11 +12,18 @@ from segnode_contract.condition import read_condition
 from segnode_contract.errors import SettingsError
 from segnode_contract.route import PriorityRule, RequiredSeries, Route, check_routes
 from segnode_contract.spelling import hint
+from segnode_contract.toml_error import not_toml, not_utf8
 
 T = TypeVar("T")
 
 _LONGEST_STOP_S = 50.0
 _DAY_H = 24.0
+_KINDS = {
+    "str": "a text in quotes",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+}
 ROLES = ("administrator", "viewer", "worker")
 
 
@@ -190,20 +197,28 @@ def load_settings(path: Path) -> Settings:
         Naming the file and the key that is missing, unknown or of the wrong type.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text)
     except OSError as error:
         raise SettingsError(
             f"The settings file {path} cannot be read ({error.strerror}); "
             "SEGNODE_CONFIG names another one."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"The settings file {path} is not TOML: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"The settings file {path} is not UTF-8: {not_utf8(error)}.") from error
+    except tomllib.TOMLDecodeError as error:
+        wrong = not_toml(text, error)
+        raise SettingsError(f"The settings file {path} is not TOML: {wrong}.") from error
     _known(data, {field.name for field in fields(Settings)}, f"{path}")
 
     def one(key: str, kind: type[T]) -> T:
         return _read(kind, data.get(key, {}), f"{path}: [{key}]")
 
     def many(key: str, kind: type[T]) -> tuple[T, ...]:
+        if isinstance(data.get(key), dict):
+            raise SettingsError(
+                f"{path}: [{key}] stands in single brackets; write [[{key}]] above each of them."
+            )
         if not isinstance(data.get(key, []), list):
             raise SettingsError(f"{path}: {key} is {data[key]!r}; [[{key}]] tables are needed.")
         items = enumerate(data.get(key, []), 1)
@@ -247,6 +262,8 @@ def load_connections(environ: Mapping[str, str]) -> Connections:
 
 
 def _read(kind: type[T], data: Any, where: str) -> T:
+    if isinstance(data, list) and where.endswith("]"):
+        raise SettingsError(f"{where} stands in double brackets; write it once, in single ones.")
     if not isinstance(data, dict):
         raise SettingsError(f"{where} is {data!r}; a table is needed.")
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type] # a dataclass
@@ -279,7 +296,7 @@ def _value(value: Any, annotation: str, where: str) -> Any:
             return tuple(value)
         raise SettingsError(f"{where} is {value!r}; a list of texts is needed.")
     if type(value).__name__ != annotation:
-        raise SettingsError(f"{where} is {value!r}; the type {annotation} is needed.")
+        raise SettingsError(f"{where} is {value!r}; {_KINDS[annotation]} is needed.")
     return value
 
 
@@ -290,17 +307,20 @@ def _known(data: Mapping[str, Any], known: set[str], where: str) -> None:
 
 
 def _check(settings: Settings, path: Path) -> None:
-    for user in settings.users:
+    for number, user in enumerate(settings.users, 1):
         if user.role not in ROLES:
             raise SettingsError(
-                f"{path}: user {user.name} has the role '{user.role}'; "
+                f"{path}: [[users]] {number} role is '{user.role}'; "
                 f"it must be one of {', '.join(ROLES)}."
             )
     for values, what in ((settings.routes, "routes"), (settings.users, "users")):
         names = [value.name for value in values]
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise SettingsError(f"{path}: two {what} are called '{min(twice)}'.")
+        for number, name in enumerate(names, 1):
+            if name in names[: number - 1]:
+                raise SettingsError(
+                    f"{path}: [[{what}]] {number} has the name of one above; two {what} are called "
+                    f"'{name}'."
+                )
     try:
         check_routes(settings.routes, settings.priorities)
     except SettingsError as error:
@@ -315,20 +335,31 @@ def _check(settings: Settings, path: Path) -> None:
 
 
 def _check_numbers(settings: Settings, path: Path) -> None:
-    for table in (settings.intake, settings.limits, settings.background, settings.models):
+    for name in ("intake", "limits", "background", "models"):
+        table = getattr(settings, name)
         for field in fields(table):
             value = getattr(table, field.name)
             if min(value if isinstance(value, tuple) else (value,)) < 0:
-                raise SettingsError(f"{path}: {field.name} is {value}; it cannot be negative.")
+                raise SettingsError(
+                    f"{path}: [{name}] {field.name} is {value}; it cannot be negative."
+                )
     if settings.limits.stop_s > _LONGEST_STOP_S:
         raise SettingsError(
-            f"{path}: stop_s is {settings.limits.stop_s:g}; a worker is killed a minute after it "
-            f"was asked to stop, so that it cannot be more than {_LONGEST_STOP_S:g}."
+            f"{path}: [limits] stop_s is {settings.limits.stop_s:g}; a worker is killed a minute "
+            f"after it was asked to stop, so that it cannot be more than {_LONGEST_STOP_S:g}."
         )
     if settings.limits.lease_s == 0:
-        raise SettingsError(f"{path}: lease_s is 0; a worker needs time to say that it lives.")
+        raise SettingsError(
+            f"{path}: [limits] lease_s is 0; a worker needs time to say that it lives."
+        )
     hours = settings.background
-    if max(hours.from_hour, hours.to_hour) > _DAY_H or hours.from_hour == hours.to_hour:
+    for name in ("from_hour", "to_hour"):
+        if getattr(hours, name) > _DAY_H:
+            raise SettingsError(
+                f"{path}: [background] {name} is {getattr(hours, name):g}, which is no window of a "
+                "day; hours go from 0 to 24."
+            )
+    if hours.from_hour == hours.to_hour:
         raise SettingsError(
             f"{path}: [background] is open from {hours.from_hour:g} to {hours.to_hour:g}, which is "
             "no window of a day; 20 to 6 is one, and 0 to 24 is the whole day."

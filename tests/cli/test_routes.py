@@ -60,9 +60,136 @@ def test_a_wrong_word_is_pointed_at(tmp_path: Path, line: str, column: int, said
     assert (found_line, found_column) == (11, column)
 
 
+THREE = """\
+where.all = [
+  { fact = "coverage_mm", at_least = 3, at_most = 5 },
+  { attribute = "KVP", at_least = 80 },
+  %s
+]
+"""
+
+
+@pytest.mark.parametrize(
+    ("third", "column", "said"),
+    [
+        ('{ fact = "coverage_mm", at_least = 5, at_most = 3 },', 13, "where all 3 wants 'coverage"),
+        ('{ fact = "coverage_mm", at_least = "5" },', 27, "where all 3 at_least is '5'"),
+        ('{ attribute = "KVP", at_least = true },', 24, "where all 3 at_least is True"),
+        ('{ attribute = "KVP.CodeValue", present = true },', 18, "no sequence"),
+        ('{ any = [{ not = { fact = "coverage_mm", at_lest = 3 } }] },', 44, "'at_least' was"),
+        ('{ any = [{ fact = "coverage_mm", at_most = 3 }, { fact = "coverage" }] },', 61, "'cove"),
+    ],
+)
+def test_the_clause_that_is_wrong_is_pointed_at_and_no_other_with_its_words(
+    tmp_path: Path, third: str, column: int, said: str
+) -> None:
+    [(line, found, sentence)] = check(tmp_path, HEAD + THREE % third)
+    assert said in sentence
+    assert (line, found) == (14, column)
+
+
+SERIES = """\
+trigger = "study"
+[[routes.series]]
+role = "t1"
+where = { attribute = "KVP", equals = 1 }
+[[routes.series]]
+role = "t2"
+%s
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "column"),
+    [
+        ('where = { attribute = "KV", equals = 1 }', 24),
+        ('where.any = [{ attribute = "KVP", at_leest = 1 }]', 35),
+        ('prefer = ["thin_slices", "thin_slice"]', 27),
+        ('"role two" = "x"', 1),
+    ],
+)
+def test_a_required_series_is_pointed_at(tmp_path: Path, line: str, column: int) -> None:
+    [(found_line, found_column, _), *_] = check(tmp_path, HEAD + SERIES % line)
+    assert (found_line, found_column) == (17, column)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        (
+            HEAD.replace('[[routes]]\nname = "chest', '[routes]\nname = "chest'),
+            (7, 8),
+            "[[routes]] stands in double brackets each time",
+        ),
+        (
+            '[node]\nname = "x"\n[routes]\nname = "a"\nmodel = "m"\nmodality = "CT"\n',
+            (3, 1),
+            "[routes] stands in single brackets; write [[routes]]",
+        ),
+        (HEAD.replace("[node]", "[[node]]"), (1, 1), "[node] stands in double brackets"),
+        (HEAD.replace('[node]\nname = "test"\n', ""), (1, 1), "[node] has no 'name'"),
+        (HEAD.replace('name = "test"', ""), (1, 1), "[node] has no 'name'"),
+        (HEAD.replace('"test"', "7"), (2, 1), "a text in quotes is needed"),
+        (HEAD + '[nodes]\nname = "chest"\n', (11, 1), "'node' was probably meant"),
+        (HEAD + "[background]\nto_hour = 6\nfrom_hour = 25\n", (13, 1), "from_hour is 25"),
+        (HEAD + "[background]\none_in = 1\n", (12, 1), "one_in is 1"),
+        (HEAD + "[intake]\nrescan_s = 0\nquiet_s = -1\n", (13, 1), "cannot be negative"),
+        (HEAD + "[limits]\nstop_s = 99\n", (12, 1), "killed a minute after"),
+        (HEAD.replace('"chest"', '"any CT"'), (8, 9), "two routes are called 'any CT'"),
+        (HEAD + '[[users]]\nname = "king"\nrole = "king"\n', (13, 1), "role is 'king'"),
+        (HEAD + 'after = "chest"\n', (11, 1), "no route above it"),
+        (HEAD + 'priority = "urgent"\n', (11, 1), "one of stat, routine"),
+        ("\ufeff" + HEAD, (1, 1), "byte order mark; save it as UTF-8 without one"),
+    ],
+)
+def test_the_table_that_is_wrong_is_pointed_at(
+    tmp_path: Path, text: str, place: tuple[int, int], said: str
+) -> None:
+    [(line, column, sentence)] = check(tmp_path, text)
+    assert said in sentence
+    assert (line, column) == place
+
+
+def test_a_file_in_another_encoding_is_pointed_at(tmp_path: Path) -> None:
+    file = tmp_path / "segnode.toml"
+    file.write_bytes((HEAD + "# ä\n").encode() + 'lane = "für"\n'.encode("latin-1"))
+    [complaint] = check_routes(file)
+    assert (complaint.line, complaint.column) == (12, 10)
+    assert "the byte 0xfc (at line 12, column 10) is none; save it as UTF-8" in complaint.sentence
+
+
+TABLE = "an inline table { … } stands on one line"
+
+
+@pytest.mark.parametrize(
+    ("lines", "place", "said"),
+    [
+        ('where = {\n  fact = "x" }', (11, 10), TABLE),
+        ('where = { fact = "x", # what\n  at_most = 3 }', (11, 23), TABLE),
+        ('where = { fact = "x"\n}', (11, 21), TABLE),
+        ('where.all = [\n  { not = { fact = "x" },\n  }\n]', (12, 26), TABLE),
+        ('where = { fact = "x", }', (11, 23), "no comma stands before the }"),
+        ('where = { attribute = "x", matches = "\\d" }', (11, 41), "each backslash is written"),
+        ("body_parts = [CHEST]", (11, 15), "a text stands between straight quotes"),
+        ("lane = “x”", (11, 8), "a text stands between straight quotes"),
+        ("derived = True", (11, 11), "true and false are in small letters"),
+        ('lane = "x', (11, 10), "ends with a quote on the line"),
+        ('model = "x"', (11, 12), "this key stands above already"),
+        ("body_parts = [", (12, 1), "the end of the file"),
+        ("derived = ", (11, 11), "Invalid value (at line 11, column 11)."),
+    ],
+)
+def test_what_is_no_toml_has_its_place_and_the_usual_reason(
+    tmp_path: Path, lines: str, place: tuple[int, int], said: str
+) -> None:
+    [(line, column, sentence)] = check(tmp_path, HEAD + lines + "\n")
+    assert said in sentence
+    assert (line, column) == place
+
+
 def test_a_missing_model_is_named_with_the_one_that_was_meant(tmp_path: Path) -> None:
     [(line, column, sentence)] = check(tmp_path, HEAD.replace('"ct-tissue"', '"ct-tisue"', 1))
-    assert (line, column) == (5, 10)
+    assert (line, column) == (5, 1)
     assert "'ct-tissue' was probably meant" in sentence
 
 

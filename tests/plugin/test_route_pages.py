@@ -132,8 +132,8 @@ def test_the_routes_are_shown_as_they_are_followed(pages: FlaskClient) -> None:
 
 def test_a_fault_is_shown_with_its_place(pages: FlaskClient) -> None:
     text = read(pages, "routes")
-    place = '<td class="number">24</td><td class="number">10</td>'
-    assert f"{place}<td>[[routes]] 2 wants the model 'ct-lung-density', which is not here" in text
+    place = '<td class="number">24</td><td class="number">1</td>'
+    assert f"{place}<td>[[routes]] 2 model is 'ct-lung-density', which is not here" in text
 
 
 def test_a_broken_file_is_told_of_and_the_old_routes_are_shown(
