@@ -9,6 +9,7 @@ where.all = [
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,7 +39,13 @@ TEXTS: Mapping[str, tuple[str, ...]] = {
 """Facts that are texts, with all their values where they are known."""
 FACTS = (*NUMBERS, *TEXTS)
 GROUPS = ("all", "any", "not")
-_DAY_H = 24.0
+_RANGES = {
+    "instances": (1.0, float("inf")),
+    "arrival_hour": (0.0, math.nextafter(24.0, 0.0)),
+    # a normal is nowhere farther from all three axes than on the diagonal
+    "obliquity_deg": (0.0, math.degrees(math.acos(3**-0.5))),
+}
+"""What numbers there may be, where it is not anything from 0."""
 _MOST_REPEATS = 3
 _SHORT = 8
 """A repeat of at most so many is none that matters."""
@@ -129,9 +136,7 @@ def _clause(data: Mapping[str, Any], where: str) -> Clause:
     if "present" in data and len(tests) > 1:
         raise SettingsError(f"{where} has 'present' beside another test; it stands alone.")
     wanted = {test: _wanted(subject, is_fact, test, value, where) for test, value in tests}
-    least, most = wanted.get("at_least", float("-inf")), wanted.get("at_most", float("inf"))
-    highest = _DAY_H if subject == "arrival_hour" else float("inf")
-    if least > most or (is_fact and (most < 0 or least >= highest)):
+    if not _possible(subject, is_fact, wanted):
         raise SettingsError(
             f"{where} wants '{subject}' to be {_range(wanted)}, which no series satisfies."
         )
@@ -144,9 +149,27 @@ def _key_hint(key: str) -> str:
     return meant or hint(key, ("attribute", "fact", *TESTS))
 
 
+def _possible(subject: str, is_fact: bool, wanted: Mapping[str, Any]) -> bool:
+    """Return whether any series has a number as it is wanted."""
+    least, most = wanted.get("at_least", float("-inf")), wanted.get("at_most", float("inf"))
+    if not is_fact or subject not in NUMBERS:
+        return bool(least <= most)
+    lowest, highest = _RANGES.get(subject, (0.0, float("inf")))
+    least, most = max(least, lowest), min(most, highest)
+    named = wanted.get("one_of", (wanted["equals"],) if "equals" in wanted else (least,))
+    return least <= most and any(least <= number <= most for number in named)
+
+
 def _range(wanted: Mapping[str, Any]) -> str:
-    ends = [f"{test.replace('_', ' ')} {wanted[test]:g}" for test in wanted if test[:3] == "at_"]
-    return " and ".join(ends)
+    """Return the tests for numbers in words."""
+    values = {
+        test: value if isinstance(value, tuple) else (value,) for test, value in wanted.items()
+    }
+    return " and ".join(
+        f"{test.replace('_', ' ') if test[:3] == 'at_' else ''} "
+        f"{' or '.join(f'{number:g}' for number in numbers)}".strip()
+        for test, numbers in values.items()
+    )
 
 
 def _check_subject(subject: Any, is_fact: bool, where: str) -> None:

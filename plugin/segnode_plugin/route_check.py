@@ -61,6 +61,7 @@ def check_routes(
         return [_placed(config, error.sentence)]
     sentences = (
         *about_keywords(settings, dictionary),
+        *_about_values(settings, dictionary),
         *_about_models(settings, cards),
     )
     return [_placed(config, sentence) for sentence in sentences]
@@ -71,6 +72,30 @@ def about_keywords(settings: Settings, dictionary: Dictionary) -> Iterator[str]:
     for where, clause in _clauses(settings):
         for sentence in _about_attribute(clause, dictionary):
             yield f"{where} {sentence}"
+
+
+def _about_values(settings: Settings, dictionary: Dictionary) -> Iterator[str]:
+    """Give the texts that no value is ever equal to, or has in it."""
+    for where, clause in _clauses(settings):
+        last = clause.subject.rsplit(".", 1)[-1]
+        kind = "" if clause.is_fact else dictionary.vr(last) or ""
+        for test, wanted in clause.tests:
+            texts = wanted if isinstance(wanted, tuple) else (wanted,)
+            for text in texts if test in ("equals", "one_of", "contains") else ():
+                if isinstance(text, str) and (fault := _about_text(test, text, kind)):
+                    yield f"{where} {test} has '{text}', {fault}."
+
+
+def _about_text(test: str, text: str, kind: str) -> str:
+    if "\\" in text:
+        return "with a backslash: it stands between two values, and each is compared alone"
+    if text != text.strip() and test == "contains":
+        return "with a space at an end, found inside a value only; 'matches' knows \\b for words"
+    if text != text.strip():
+        return "with a space at an end; values are compared without"
+    if text and test != "contains" and _is_number(kind):
+        return f"in quotes, and the attribute is a number ({kind}); 120 equals 120.0 without them"
+    return ""
 
 
 def _clauses(settings: Settings) -> Iterator[tuple[str, Clause]]:
@@ -110,6 +135,19 @@ def _about_models(settings: Settings, cards: Mapping[str, Card | None]) -> Itera
                 f"{card.builds_on or 'no other model'}; 'after' gives {given or 'none'}."
             )
         yield from _about_roles(where, route, card)
+        yield from _about_modality(where, route, card)
+
+
+def _about_modality(where: str, route: Route, card: Card) -> Iterator[str]:
+    takes = {one.role: one.modality for one in card.inputs}
+    asked = [
+        (f"{where} series {number}" if one.modality else where, one.modality, takes.get(one.role))
+        for number, one in enumerate(route.series, 1)
+    ]
+    for place, given, needed in asked or [(where, "", card.modality)]:
+        modality = given or route.modality
+        if needed and modality.upper() != needed.upper():
+            yield f"{place} modality is {modality}; the model '{route.model}' takes {needed}."
 
 
 def _about_roles(where: str, route: Route, card: Card) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from typer.testing import CliRunner
 
 from segnode_cli.main import app
 from segnode_cli.node import CONFIG
-from segnode_cli.routes import check_routes
+from segnode_cli.routes import Keywords, check_routes
+from segnode_contract.card import parse_card
+from segnode_models.registry import builtin_cards
+from segnode_plugin import route_check
 
 HEAD = """\
 [node]
@@ -185,6 +189,64 @@ def test_what_is_no_toml_has_its_place_and_the_usual_reason(
     [(line, column, sentence)] = check(tmp_path, HEAD + lines + "\n")
     assert said in sentence
     assert (line, column) == place
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "said"),
+    [
+        ('where = { attribute = "ImageType", equals = "A\\\\B" }', 36, "stands between two values"),
+        ('where = { attribute = "ImageType", contains = "\\\\" }', 36, "stands between two"),
+        ('where = { attribute = "ImageType", one_of = ["A", "B "] }', 52, "without"),
+        ('where = { attribute = "StationName", equals = " CT1" }', 38, "without"),
+        ('where = { fact = "calling_aet", equals = "CT1 " }', 33, "without"),
+        ('where = { attribute = "SeriesDescription", contains = " lung" }', 44, "inside a value"),
+        ('where = { attribute = "KVP", equals = "120" }', 30, "is a number (DS)"),
+        ('where = { attribute = "KVP", one_of = ["", "120"] }', 45, "is a number (DS)"),
+        ('where = { fact = "instances", at_most = 0 }', 19, "no series satisfies"),
+        ('where = { fact = "obliquity_deg", at_least = 55 }', 19, "no series satisfies"),
+    ],
+)
+def test_what_never_matches_is_told(tmp_path: Path, line: str, column: int, said: str) -> None:
+    [(found_line, found_column, sentence)] = check(tmp_path, HEAD + line + "\n")
+    assert said in sentence
+    assert (found_line, found_column) == (11, column)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'where = { attribute = "BodyPartExamined", one_of = ["CHEST", ""] }',
+        'where = { attribute = "KVP", equals = "" }',
+        'where = { attribute = "KVP", one_of = [100, 120] }',
+        'where = { attribute = "StudyID", equals = "120" }',
+        'where = { fact = "instances", at_most = 1 }',
+        'where = { fact = "obliquity_deg", at_least = 54 }',
+    ],
+)
+def test_what_may_match_is_not_complained_of(tmp_path: Path, line: str) -> None:
+    assert check(tmp_path, HEAD + line + "\n") == []
+
+
+def test_a_route_for_another_modality_than_its_models_is_told(tmp_path: Path) -> None:
+    text = HEAD.replace('modality = "CT"', 'modality = "mr"', 1)
+    [(line, column, sentence)] = check(tmp_path, text)
+    assert (line, column) == (6, 1)
+    assert "modality is mr; the model 'ct-tissue' takes CT" in sentence
+
+
+def test_a_required_series_of_another_modality_than_its_role_is_told(tmp_path: Path) -> None:
+    source = next(card.source for card, _ in builtin_cards() if card.name == "ct-tissue")
+    roles = '\n[[input.series]]\nrole = "t1"\nmodality = "CT"\n[[input.series]]\nrole = "t2"\n'
+    slices = re.search(r"min_slices = \d+\n", source)
+    assert slices
+    card = parse_card(source.replace(slices[0], slices[0] + roles), where="card")
+    file = tmp_path / "segnode.toml"
+    file.write_text(HEAD + SERIES % 'modality = "PT"')
+    complaints = route_check.check_routes(file, Keywords(), {"ct-tissue": card})
+    about = [(c.line, c.column, c.sentence) for c in complaints if "modality" in c.sentence]
+    assert about == [
+        (17, 1, "[[routes]] 2 series 2 modality is PT; the model 'ct-tissue' takes CT.")
+    ]
 
 
 def test_a_missing_model_is_named_with_the_one_that_was_meant(tmp_path: Path) -> None:
