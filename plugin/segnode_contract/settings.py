@@ -335,14 +335,12 @@ def _check(settings: Settings, path: Path) -> None:
 
 
 def _check_numbers(settings: Settings, path: Path) -> None:
-    for name in ("intake", "limits", "background", "models"):
-        table = getattr(settings, name)
+    for table in (settings.intake, settings.limits, settings.background, settings.models):
         for field in fields(table):
             value = getattr(table, field.name)
             if min(value if isinstance(value, tuple) else (value,)) < 0:
-                raise SettingsError(
-                    f"{path}: [{name}] {field.name} is {value}; it cannot be negative."
-                )
+                where = f"{path}: [{type(table).__name__.lower()}] {field.name}"
+                raise SettingsError(f"{where} is {value}; it cannot be negative.")
     if settings.limits.stop_s > _LONGEST_STOP_S:
         raise SettingsError(
             f"{path}: [limits] stop_s is {settings.limits.stop_s:g}; a worker is killed a minute "

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import segnode_models
 from segnode_contract.condition import read_condition
 from segnode_contract.job import NewJob, Priority
 from segnode_contract.ledger.intake import AnnouncedModel, Verdict
 from segnode_contract.route import PriorityRule, RequiredSeries, Route
-from segnode_models.registry import builtin_cards
 from segnode_plugin.deciding import Arrived, Known, Outcome, decide
 from segnode_plugin.facts import SeriesFacts
 
@@ -173,7 +174,7 @@ def test_a_series_alone_is_told_that_its_study_is_awaited() -> None:
     assert said(outcome, 0).reason == "every condition holds; waits until the study is complete"
 
 
-CARD = next(card.source for card, _ in builtin_cards() if card.name == "ct-tissue")
+CARD = (Path(segnode_models.__file__).parent / "builtin" / "ct_tissue" / "card.toml").read_text()
 
 
 @pytest.mark.parametrize("route", [SERIES, replace(BEST, prefer=())], ids=["series", "study"])

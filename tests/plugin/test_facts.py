@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
+import time
+import tomllib
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from segnode_contract.condition import FACTS, read_condition
 from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView
 from segnode_contract.route import Route
+from segnode_plugin.clauses import refusal
 from segnode_plugin.facts import SeriesFacts, series_facts
 from segnode_plugin.intake import Intake
 from segnode_plugin.routing import verdict
@@ -151,3 +157,97 @@ def test_a_series_with_a_long_uid_is_decided_and_starts_nothing(ledger: Ledger) 
     intake.tick()
     assert notes.quiet(archive.archive_id(), 0) == []
     assert LedgerView(ledger).jobs() == []
+
+
+PLACES = {"1": "0\\0\\0", "2": "0\\0\\-2", "3": "0\\0\\-6"}
+FULL_TAGS = TAGS | {"ConvolutionKernel": "B70f", "ContrastBolusAgent": "Omnipaque"}
+
+
+class FullIndex(Index):
+    """A series of which Orthanc knows all that routes ask."""
+
+    def __init__(self) -> None:
+        super().__init__(FULL_TAGS, ["LastUpdate"])
+        self.answers |= {
+            "/series/s": {
+                "ParentStudy": "t",
+                "MainDicomTags": {"SeriesInstanceUID": "1.2.3"},
+                "Instances": ["3", "1", "2"],
+                "LastUpdate": "20261124T170000",
+            },
+            "/series/s/instances": [
+                {
+                    "ID": one,
+                    "MainDicomTags": {
+                        "SOPInstanceUID": f"1.2.3.{one}",
+                        "ImagePositionPatient": place,
+                        "ImageOrientationPatient": "1\\0\\0\\0\\-0.8\\0.6",
+                    },
+                }
+                for one, place in PLACES.items()
+            ],
+            "/instances/3/simplified-tags": FULL_TAGS,
+            "/instances/3/metadata?expand": {
+                "RemoteAET": "CT1",
+                "CalledAET": "SEGNODE",
+                "ReceptionDate": "20261124T165500",
+            },
+        }
+
+
+def full_facts() -> SeriesFacts:
+    facts = series_facts(FullIndex(), "s")
+    assert facts is not None
+    return facts
+
+
+HOLDS = {
+    "instances": '{ fact = "instances", equals = 3 }',
+    "orientation": '{ fact = "orientation", equals = "oblique" }',
+    "obliquity_deg": '{ fact = "obliquity_deg", at_least = 36, at_most = 37 }',
+    "slice_spacing_mm": '{ fact = "slice_spacing_mm", at_least = 2.3, at_most = 2.5 }',
+    "largest_gap_mm": '{ fact = "largest_gap_mm", at_least = 3.1, at_most = 3.3 }',
+    "coverage_mm": '{ fact = "coverage_mm", at_least = 7.1, at_most = 7.3 }',
+    "kernel": '{ fact = "kernel", equals = "sharp" }',
+    "contrast": '{ fact = "contrast", equals = "yes" }',
+    "calling_aet": '{ fact = "calling_aet", equals = "CT1" }',
+    "called_aet": '{ fact = "called_aet", equals = "SEGNODE" }',
+    "arrival_hour": '{ fact = "arrival_hour", equals = 22.5 }',
+}
+
+
+@pytest.fixture
+def in_india(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Half an hour off every other time zone."""
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_india")
+@pytest.mark.parametrize("fact", FACTS)
+def test_each_fact_comes_from_orthanc_to_the_clause_that_asks_for_it(fact: str) -> None:
+    condition = read_condition(tomllib.loads(f"where = {HOLDS[fact]}")["where"], "where")
+    assert refusal(condition, full_facts()) is None
+
+
+def test_what_else_is_known_of_a_series() -> None:
+    facts = full_facts()
+    assert facts.received_s == datetime(2026, 11, 24, 16, 55, tzinfo=UTC).timestamp()
+    assert facts.instance_uids == ("1.2.3.3", "1.2.3.1", "1.2.3.2")
+    assert facts.attributes == FULL_TAGS
+    plain = (facts.orthanc_id, facts.study_uid, facts.study_orthanc_id, facts.series_uid)
+    assert plain == ("s", "1.2", "t", "1.2.3")
+    assert (facts.modality, facts.body_part) == ("CT", "CHEST")
+    assert facts.image_type == ("ORIGINAL", "PRIMARY", "AXIAL")
+    assert facts.sop_class_uid == TAGS["SOPClassUID"]
+    assert (facts.copied, facts.namesakes) == (False, 0)
+
+
+def test_facts_are_the_same_from_images_read_as_they_came() -> None:
+    index = FullIndex()
+    arrived = {each["ID"]: each["MainDicomTags"] for each in index.answers["/series/s/instances"]}
+    del index.answers["/series/s/instances"]
+    assert series_facts(index, "s", arrived) == full_facts()
