@@ -50,6 +50,7 @@ name = "trial"
 model = "ct-lung-density"
 modality = "CT"
 shadow = true
+scouts = true
 trigger = "study"
 prefer = ["most_images"]
 """
@@ -124,6 +125,7 @@ def test_the_routes_are_shown_as_they_are_followed(pages: FlaskClient) -> None:
         "whole studies",
         "The best by</dt><dd>most_images",
         "the result is kept out of the archive",
+        "CT, scouts too",
         "(no worker has announced it)",
         "<td>stat</td><td>calling_aet is ER</td>",
     ):
