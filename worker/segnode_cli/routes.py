@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from segnode_models.registry import offer_of
+from segnode_models.registry import cards_of
 from segnode_plugin import route_check
 from segnode_plugin.route_check import Complaint
 
@@ -24,5 +24,4 @@ def check_routes(config: Path, data: Path) -> list[Complaint]:
 
     The models are those of the node in `data`, whether it runs or not.
     """
-    cards = {listed.card.name: listed.card for listed in offer_of(data / "models").models.values()}
-    return route_check.check_routes(config, Keywords(), cards)
+    return route_check.check_routes(config, Keywords(), cards_of(data / "models"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,18 @@ def builtin_models() -> list[ListedModel]:
             ListedModel(card=card, digest=_builtin_digest(folder), load=partial(load_builtin, card))
         )
     return listed
+
+
+def cards_of(models: Path) -> dict[str, Card]:
+    """Return the cards of all models by name, without looking at their weights.
+
+    What is there may be refused for all that; see `offer_of`.
+    """
+    cards = {listed.card.name: listed.card for listed in builtin_models()}
+    for name in pinned_models(models):
+        with suppress(SegnodeError):
+            cards[name] = read_card(models / name)
+    return cards
 
 
 def offer_of(models: Path | None, *, trusted: bool = True) -> Offer:
