@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,8 +16,10 @@ from rich.table import Column, Table
 from segnode_cli.node import node_variables, read_environment
 from segnode_cli.show import console, say
 from segnode_contract.errors import SetupError
+from segnode_contract.findings import Findings
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState
 from segnode_contract.ledger import ActLedger, Ledger, LedgerView
+from segnode_contract.ledger.view import JobRow
 
 
 @contextmanager
@@ -71,8 +73,10 @@ def show_job(data: Path, key: str, as_json: bool) -> None:
     """
     with view_of(data) as view:
         job = view.job(key)
+        card = view.card(job.row.model, job.row.model_digest) if job else None
     if job is None:
         raise SetupError(f"No single job's key begins with '{key}'; see `segnode jobs`.")
+    names = {segment.number: segment.label for segment in card.segments} if card else {}
     if as_json:
         print(json.dumps(asdict(job)))
         return
@@ -82,6 +86,8 @@ def show_job(data: Path, key: str, as_json: bool) -> None:
     console.print(f"{row.key} {row.state}{far}, {made_by}")
     if row.error_code:
         console.print(f"{row.error_code} in {row.error_stage}: {row.error_sentence}", markup=False)
+    for line in _findings(row, names):
+        console.print(line, markup=False, highlight=False)
     for run in job.runs:
         times = ", ".join(
             f"{s.stage} {s.seconds:.2f} s" if s.seconds is not None else f"{s.stage} …"
@@ -91,6 +97,20 @@ def show_job(data: Path, key: str, as_json: bool) -> None:
     for event in job.events:
         at = datetime.fromtimestamp(event.at, UTC).strftime("%H:%M:%S")
         console.print(f"{at} {event.kind} by {event.actor} {event.detail}", markup=False)
+
+
+def _findings(row: JobRow, names: Mapping[int, str]) -> Iterator[str]:
+    """Yield what the model measured, and what of it is left out or in doubt."""
+    if row.findings is None:
+        return
+    found = Findings.from_json(row.findings)
+    for m in found.measurements:
+        value = f"{m.value:.1f} {m.unit}" if m.value is not None else f"not measurable: {m.reason}"
+        yield f"{names.get(m.segment, m.segment)}, {m.name}: {value}"
+    for marked in found.marked:
+        yield f"{names.get(marked.segment, marked.segment)} is shown, but in doubt: {marked.reason}"
+    for withheld in found.withheld:
+        yield f"{names.get(withheld.segment, withheld.segment)} is left out: {withheld.reason}"
 
 
 def actor() -> str:
