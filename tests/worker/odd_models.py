@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segnode_contract.card import Card, parse_card
-from segnode_contract.errors import ModelUntrusted
+from segnode_contract.errors import ModelFailed, ModelUntrusted
 from segnode_contract.findings import Findings, Withheld
 from segnode_models.memory import meter_of
 from segnode_models.model import InputVolume, Told
@@ -107,6 +107,14 @@ def _listed(name: str) -> ListedModel:
     return ListedModel(card=odd.card, digest=name, load=lambda device: odd)
 
 
+def _truncated(device: str) -> Odd:
+    raise ModelFailed("The weights are truncated.", code="model-weights")
+
+
+def _explodes(device: str) -> Odd:
+    raise RuntimeError("DOE^JANE")
+
+
 def _fat(device: str) -> Odd:
     return Odd("bright" if device == HOST else "is greedy")
 
@@ -115,6 +123,8 @@ if __name__ == "__main__":
     models = {name: _listed(name) for name in NAMES}
     fat = replace(Odd("is greedy").card, cpu=True)
     models["fat"] = ListedModel(card=fat, digest="fat", load=_fat)
+    for name, load in (("truncated", _truncated), ("explodes", _explodes)):
+        models[name] = ListedModel(card=Odd(name).card, digest=name, load=load)
     offer = Offer(models=models, refused={"foreign": ModelUntrusted("It is not trusted.")})
     listener = socket.socket(fileno=int(sys.argv[1]))
     Server(lambda: offer, Shelf("meta", meter=meter_of(HOST)), Shelf(HOST)).serve(listener)

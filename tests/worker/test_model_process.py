@@ -107,6 +107,20 @@ def test_a_models_exception_is_coded_and_its_text_stays_inside(
     assert "DOE" not in raised.value.sentence
 
 
+@pytest.mark.parametrize(
+    ("name", "code"), [("truncated", "model-weights"), ("explodes", "model-failed")]
+)
+def test_a_model_that_cannot_be_loaded_fails_its_job_and_no_other(
+    process: ModelProcess, cards: dict[str, Card], volume: hd.Volume, name: str, code: str
+) -> None:
+    with pytest.raises(PermanentError) as raised:
+        process.segment(cards[name], name, volume, {})
+    assert raised.value.code == code
+    assert "DOE" not in raised.value.sentence
+    labels, _ = process.segment(cards["bright"], "bright", volume, {})
+    assert labels.any()
+
+
 def test_an_unknown_digest_is_refused(
     process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
 ) -> None:

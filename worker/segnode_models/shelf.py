@@ -51,7 +51,8 @@ class Shelf:
     @property
     def loaded(self) -> dict[str, Need]:
         """What stands loaded, by digest, and what it was seen to take."""
-        return {digest: self._needs[digest] for digest in self._standing}
+        # a copy first: another thread may be loading
+        return {digest: self._needs[digest] for digest in list(self._standing)}
 
     def take(self, listed: ListedModel) -> Model:
         """Return a model, loaded now or before; others make room where they must.
