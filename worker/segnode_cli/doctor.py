@@ -22,7 +22,9 @@ from segnode_contract.errors import SegnodeError, SetupError
 from segnode_contract.ledger import Ledger, LedgerView
 from segnode_contract.settings import load_settings
 from segnode_models.registry import offer_of
+from segnode_models.trust import pinned_models
 from segnode_worker.archive import trust_in
+from segnode_worker.sandbox import why_not
 
 _SILENT_S = 60.0
 """A worker speaks more often than this."""
@@ -39,6 +41,7 @@ def examine(data: Path) -> bool:
         "viewer": _viewer,
         "settings": lambda: _settings(known),
         "models": lambda: _models(data),
+        "sandbox": lambda: _sandbox(data),
         "free space": lambda: _free_space(data),
         "node": lambda: _node(known, data),
     }
@@ -60,6 +63,18 @@ def _models(data: Path) -> str:
     for error in offer.refused.values():
         raise error
     return ", ".join(listed.card.name for listed in offer.models.values())
+
+
+def _sandbox(data: Path) -> str:
+    trouble = why_not()
+    if not trouble:
+        return "bubblewrap makes cells for added models"
+    if pinned_models(data / "models"):
+        raise SetupError(
+            f"No cell can be made for the added models, which are refused: {trouble}. In a "
+            "container, allow user namespaces; or accept the risk with sandbox = false in [models]."
+        )
+    return f"none can be made ({trouble}); no model was added that needs one"
 
 
 def _report(name: str, check: Check) -> bool:
