@@ -1,7 +1,7 @@
 # Thin: each line calls what does the work. Needs Debian with git and make; see README.md.
 
 RUN_PACKAGES = ca-certificates python3-venv orthanc orthanc-python orthanc-dicomweb redis-server bubblewrap
-TEST_PACKAGES = chromium dicom3tools dcmtk postgresql docker-compose openssl procps
+TEST_PACKAGES = chromium dicom3tools dcmtk postgresql docker-compose openssl procps iproute2
 
 .PHONY: demo test test-trixie faults fuzz bench load setup test-setup clean
 

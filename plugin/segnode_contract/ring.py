@@ -12,7 +12,7 @@ VISIBILITY_S = 3600
 
 def celery_settings(broker_url: str) -> dict[str, Any]:
     """Return Celery's settings, the same for those who ring and those who hear."""
-    return {
+    settings: dict[str, Any] = {
         "broker_url": broker_url,
         "broker_connection_retry_on_startup": True,
         "broker_transport_options": {
@@ -36,3 +36,7 @@ def celery_settings(broker_url: str) -> dict[str, Any]:
         "worker_hijack_root_logger": False,
         "worker_send_task_events": False,
     }
+    if broker_url.startswith("rediss:"):
+        # what the URL says counts before this; where it says nothing, Celery would trust anybody
+        settings["broker_use_ssl"] = {"ssl_cert_reqs": "required"}
+    return settings

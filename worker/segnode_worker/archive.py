@@ -17,6 +17,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
 from segnode_contract.errors import (
     ArchiveUnavailable,
+    SettingsError,
     StoreRefused,
     TransientError,
     UidCollision,
@@ -47,10 +48,22 @@ def trust_in(certificate: str) -> ssl.SSLContext | None:
 
     A node reaches its own Orthanc by an address that the certificate need not name. None for no
     certificate: the public authorities and their names count then.
+
+    Raises
+    ------
+    SettingsError
+        If the file cannot be read, or holds no certificate.
     """
     if not certificate:
         return None
-    context = ssl.create_default_context(cafile=certificate)
+    try:
+        context = ssl.create_default_context(cafile=certificate)
+    except OSError as error:
+        why = "no certificate is in it" if isinstance(error, ssl.SSLError) else error.strerror
+        raise SettingsError(
+            f"The certificate {certificate}, by which the archive is to be trusted, cannot be read "
+            f"({why}); SEGNODE_ARCHIVE_CERTIFICATE names it."
+        ) from error
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context

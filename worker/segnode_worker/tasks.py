@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from celery.signals import (
     setup_logging,
@@ -18,20 +19,23 @@ from celery.signals import (
     worker_shutdown,
     worker_shutting_down,
 )
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from segnode_contract.errors import (
+    BrokerUnavailable,
     LedgerSchemaError,
     LedgerUnavailable,
     MemoryExhausted,
     PermanentError,
     SegnodeError,
 )
-from segnode_contract.events import log_events
+from segnode_contract.events import EventLines, log_events
 from segnode_contract.job import Claim
 from segnode_contract.ledger import LeaseLedger, Ledger, WorkerLedger, WorkLedger, read_shared
 from segnode_contract.ledger.work import LeaseLost
 from segnode_contract.ring import TASK
-from segnode_contract.settings import Models, Shared, load_connections, load_settings
+from segnode_contract.settings import Connections, Models, Shared, load_connections, load_settings
 from segnode_worker.app import app
 from segnode_worker.archive import Archive, DicomWebArchive
 from segnode_worker.heart import beating
@@ -41,6 +45,8 @@ from segnode_worker.owner import child_name, end_with_parent, worker_name
 from segnode_worker.pipeline import run_job
 from segnode_worker.spool import Spool
 from segnode_worker.watch import Watch, free_dead
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +83,10 @@ _tools: Tools | None = None
 
 def _log(**_: object) -> None:
     log_events()
+    # who sets up the logging hears nothing of Celery, not even that the broker is gone
+    handler = logging.StreamHandler()
+    handler.setFormatter(EventLines())
+    logging.getLogger("celery.worker.consumer").addHandler(handler)
 
 
 def _start_parent(**_: object) -> None:
@@ -90,10 +100,12 @@ def _start_parent(**_: object) -> None:
         connections, models = load_connections(os.environ), _models()
         spool = Spool(connections.data / "spool")
         spool.prepare()
-        ledger, shared = _ledger(connections.ledger_url)
+        _archive(connections)  # a certificate that cannot be read is told of now, not at each ring
+        ledger, shared = _as_soon_as_up(lambda: _ledger(connections.ledger_url))
         name = worker_name(os.getpid())
         leases = LeaseLedger(ledger, shared.limits)
         free_dead(leases, name)
+        _as_soon_as_up(_try_broker)
         service = ModelService(
             models=models_folder(connections.data),
             memory_mb=models.memory_mb,
@@ -120,22 +132,49 @@ def _start_parent(**_: object) -> None:
     _parent = Parent(service=service, watch=watch, ledger=ledger)
 
 
-def _ledger(url: str) -> tuple[Ledger, Shared]:
-    """Open the ledger, waiting for its server to be up and for the plugin to have prepared it."""
+def _as_soon_as_up(ask: Callable[[], T]) -> T:
+    """Return what `ask` gives as soon as a server answers it; say once why none does."""
     told = False
     while True:
         try:
-            ledger = Ledger.open(url, forks=True)
-            try:
-                return ledger, read_shared(ledger)
-            except LedgerUnavailable:
-                ledger.close()
-                raise
-        except (LedgerUnavailable, LedgerSchemaError) as error:
+            return ask()
+        except (LedgerUnavailable, LedgerSchemaError, BrokerUnavailable) as error:
             if not told:
                 log.warning(error.sentence)
             told = True
             time.sleep(_ASK_AGAIN_S)
+
+
+def _ledger(url: str) -> tuple[Ledger, Shared]:
+    """Open the ledger; its server may not be up, nor the plugin have prepared it."""
+    ledger = Ledger.open(url, forks=True)
+    try:
+        return ledger, read_shared(ledger)
+    except LedgerUnavailable:
+        ledger.close()
+        raise
+
+
+def _try_broker() -> None:
+    """Connect once: a worker that can hear no ring must not say that it is ready."""
+    try:
+        with app.connection_for_read() as connection:
+            connection.connect()
+    except (OperationalError, RedisError, OSError) as error:
+        raise BrokerUnavailable(
+            f"Redis does not take this worker: {str(error).rstrip('.')}. Check that it runs, and "
+            "that SEGNODE_BROKER_URL has its address and password and, for rediss://, the "
+            "authority of its certificate (ssl_ca_certs)."
+        ) from error
+
+
+def _archive(connections: Connections) -> DicomWebArchive:
+    return DicomWebArchive(
+        connections.archive_url,
+        connections.archive_user,
+        connections.archive_password,
+        certificate=connections.archive_certificate,
+    )
 
 
 def _stop_in_time(**_: object) -> None:
@@ -168,12 +207,7 @@ def _the_tools() -> Tools:
         _tools = Tools(
             shared=shared,
             work=WorkLedger(ledger, child_name(), shared.limits, shared.background),
-            archive=DicomWebArchive(
-                connections.archive_url,
-                connections.archive_user,
-                connections.archive_password,
-                certificate=connections.archive_certificate,
-            ),
+            archive=_archive(connections),
             models=ModelProcess(service.address, service.kill),
             spool=Spool(connections.data / "spool"),
         )
@@ -250,15 +284,7 @@ def _left(tools: Tools, claim: Claim, error: LeaseLost) -> None:
 
 def _tell(what: Callable[[], None]) -> None:
     """Tell the ledger how a job ended, as soon as it listens: unsaid, it would count as a death."""
-    told = False
-    while True:
-        try:
-            return what()
-        except LedgerUnavailable as error:
-            if not told:
-                log.warning(error.sentence)
-            told = True
-            time.sleep(_ASK_AGAIN_S)
+    _as_soon_as_up(what)
 
 
 def _peak_mb() -> int:
