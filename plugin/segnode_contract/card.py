@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from typing import Literal
 
-from segnode_contract.card_network import Network, read_network
+from segnode_contract.card_network import Network, TorchScriptNetwork, read_network
 from segnode_contract.card_table import TomlTable
 from segnode_contract.errors import CardError
 
@@ -25,7 +25,10 @@ class Code:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One segment: where it stands in the labels, and what it is called."""
+    """One segment: where it stands in the labels, and what it is called.
+
+    A network's `channel` is written as `value` into label plane `plane`; the SEG calls it `number`.
+    """
 
     number: int
     """Segment Number in the SEG, from 1; stable per model whatever is present in a patient."""
@@ -77,7 +80,8 @@ class Card:
     """Need at a first guess; what a model really takes is measured."""
     time_limit_s: float
     cpu: bool
-    """Whether it may run where there is no GPU, or not enough memory on it."""
+    """Whether it may run where there is no GPU, or not enough memory on it; said of a network, or
+    it may not."""
     half_precision_checked: str
     """Who compared the results in half precision, and how they differed; empty for not checked,
     and then it runs in single precision."""
@@ -126,6 +130,9 @@ def parse_card(text: str, *, where: str) -> Card:
     places = [(segment.plane, segment.value) for segment in segments]
     if len(set(places)) != len(places):
         raise CardError(f"{where}: two segments share one plane and value.")
+    network = read_network(kind, table, needs)
+    if network is not None:
+        _check_channels(segments, table, network)
     limitations = tuple(table.texts("limitations"))
     return Card(
         name=table.text("name"),
@@ -141,16 +148,31 @@ def parse_card(text: str, *, where: str) -> Card:
         builds_on=needs.text("builds_on") if "builds_on" in needs.data else "",
         memory_bytes=int(table.number("memory_bytes")),
         time_limit_s=table.number("time_limit_s"),
-        cpu=table.flag("cpu", True),
+        cpu=table.flag("cpu", kind == "builtin"),
         half_precision_checked=(
             table.text("half_precision_checked") if "half_precision_checked" in data else ""
         ),
         implausible=table.one_of("implausible", ("withhold", "mark"), "withhold"),
-        network=read_network(kind, table, needs),
+        network=network,
         planes=planes,
         segments=segments,
         source=text,
     )
+
+
+def _check_channels(segments: tuple[Segment, ...], card: TomlTable, network: Network) -> None:
+    """Check that no segment can be taken for another: one channel is one segment."""
+    channels = [segment.channel for segment in segments]
+    for segment in segments:
+        if channels.count(segment.channel) > 1:
+            raise CardError(
+                f"{card.where}: two segments have channel {segment.channel} of the network, "
+                f"'{segment.label}' is one; say 'channel' in each (where it is not said it is "
+                "the segment's value)."
+            )
+    if isinstance(network, TorchScriptNetwork) and network.activation != "softmax":
+        for table in card.tables("segments"):
+            table.number("channel")  # the value says nothing of the channel here
 
 
 def _inputs(needs: TomlTable) -> tuple[InputSeries, ...]:

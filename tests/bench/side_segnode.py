@@ -43,7 +43,7 @@ def main() -> None:
         seconds[str(which)] = time.perf_counter() - began
 
     try:
-        models = ModelProcess(service.address, service.kill)
+        models = ModelProcess(service)
         models.models(60)
         began = time.perf_counter()
         with stage(Stage.FETCH):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from segnode_contract.errors import ModelFailed
+from segnode_contract.errors import ArchiveUnavailable, LedgerUnavailable, ModelFailed
 from segnode_contract.job import Stage
 from segnode_contract.ledger import ActLedger, Ledger, LedgerView, WorkLedger
 from segnode_contract.ledger.work import LeaseLost
@@ -58,16 +58,13 @@ def test_a_result_that_is_being_stored_is_not_cancelled(ledger: Ledger) -> None:
     assert the_job(ledger).row.state == "running"
 
 
-def test_where_an_earlier_run_failed_does_not_keep_a_job_from_being_cancelled(
-    ledger: Ledger,
-) -> None:
+def test_nor_is_one_that_an_earlier_run_may_have_stored(ledger: Ledger) -> None:
     work, claim = running(ledger)
-    with pytest.raises(ModelFailed), work.stage(claim, Stage.STORE):
-        raise ModelFailed("first")
-    work.failed(claim, ModelFailed("first"), 1)
-    assert ActLedger(ledger).retry(KEY, "ada")
-    assert work.claim("default", [DIGEST]) is not None
-    assert ActLedger(ledger).cancel(KEY, "ada")
+    with pytest.raises(ArchiveUnavailable), work.stage(claim, Stage.STORE):
+        raise ArchiveUnavailable("no answer")
+    work.failed(claim, ArchiveUnavailable("no answer"), 1)
+    assert the_job(ledger).row.state == "queued"
+    assert not ActLedger(ledger).cancel(KEY, "ada")
 
 
 def test_a_cancelled_job_is_retried_by_an_act(ledger: Ledger) -> None:
@@ -76,6 +73,19 @@ def test_a_cancelled_job_is_retried_by_an_act(ledger: Ledger) -> None:
     assert not ActLedger(ledger).cancel(KEY, "ada")
     assert ActLedger(ledger).retry(KEY, "ada")
     assert WorkLedger(ledger, "w1", Limits()).claim("default", [DIGEST]) is not None
+
+
+def test_a_ledger_that_is_away_for_a_moment_ends_no_model(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, claim = running(ledger)
+
+    def away(*_: object) -> None:
+        raise LedgerUnavailable("It does not answer.")
+
+    monkeypatch.setattr(ledger, "write", away)
+    monkeypatch.setattr(ledger, "read", away)
+    work.progress(claim, 0.25)
 
 
 def test_progress_is_seen_while_the_job_runs_and_not_after(ledger: Ledger) -> None:

@@ -40,12 +40,15 @@ activation = "sigmoid"
 )
 
 
+SOFTMAX = TORCHSCRIPT.replace("sigmoid", "softmax")
+
+
 def card(kind: str, rest: str, head: str = HEAD, segment: str = SEGMENT):
     return parse_card(f'kind = "{kind}"\n{head}{rest}{segment}', where="ct-liver/card.toml")
 
 
 def test_a_torchscript_card_says_all_that_code_would_say():
-    network = card("torchscript", TORCHSCRIPT).network
+    network = card("torchscript", SOFTMAX).network
     assert isinstance(network, TorchScriptNetwork)
     assert network.spacing_mm == (3, 1.5, 1.5)
     assert network.intensity.scale == (0, 1)
@@ -67,10 +70,10 @@ def test_a_bundle_and_an_nnunet_have_their_usual_places():
 
 
 def test_a_segments_channel_is_its_value_where_nothing_else_is_said():
-    (segment,) = card("torchscript", TORCHSCRIPT).segments
+    (segment,) = card("torchscript", SOFTMAX).segments
     assert segment.channel == 1
-    (other,) = card("torchscript", TORCHSCRIPT, segment=SEGMENT + "channel = 0\n").segments
-    assert other.channel == 0
+    (other,) = card("torchscript", SOFTMAX, segment=SEGMENT + "channel = 2\n").segments
+    assert other.channel == 2
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,26 @@ def test_what_cannot_be_is_refused_in_words(rest, said):
     with pytest.raises(CardError, match=r"ct-liver/card\.toml") as raised:
         card("torchscript", rest)
     assert said in raised.value.sentence
+
+
+TWO = SEGMENT + SEGMENT.replace("number = 1", "number = 2").replace("plane = 0", "plane = 1")
+
+
+def test_two_segments_of_one_channel_are_refused():
+    """They would show one organ twice, under two names."""
+    with pytest.raises(CardError, match="two segments have channel 1"):
+        card("nnunet", INPUT + '[network]\nfolds = ["0"]\n', segment=TWO)
+
+
+def test_where_channels_overlap_each_segment_says_its_own():
+    with pytest.raises(CardError, match="has no line 'channel'"):
+        card("torchscript", TORCHSCRIPT, segment=SEGMENT)
+    card("torchscript", TORCHSCRIPT, segment=SEGMENT + "channel = 0\n")
+
+
+def test_only_a_card_that_says_so_lets_a_network_run_on_the_cpu():
+    assert not card("torchscript", SOFTMAX).cpu
+    assert card("torchscript", SOFTMAX, head=HEAD + "cpu = true\n").cpu
 
 
 def test_folds_are_named():

@@ -1,5 +1,6 @@
 """Cards and digests of the built-in models, and folders that are refused."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,7 @@ def _add(models, name, *, kind="torchscript", named=None):
     text = (registry.BUILTIN / "ct_tissue/card.toml").read_text(encoding="utf-8")
     text = text.replace('"ct-tissue"', f'"{named or name}"').replace('"builtin"', f'"{kind}"')
     text = text.replace('orientation = "HPL"', f'orientation = "HPL"\n{_INPUT}')
+    text = re.sub(r"(?m)^number = (\d+)$", r"number = \1\nchannel = \1", text)
     (folder / "card.toml").write_text(text + _NETWORK, encoding="utf-8")
     write_pins(models, name, pins_of(folder))
     return folder
@@ -135,11 +137,15 @@ def test_a_file_that_changed_is_refused_and_added_again_it_is_another_model(tmp_
     assert after.digest != before.digest
 
 
-def test_a_catalogue_that_nothing_changed_is_not_read_again(tmp_path, monkeypatch):
+def test_a_model_that_did_not_change_is_not_read_again(tmp_path):
     _add(tmp_path, "ct-liver")
     catalogue = registry.Catalogue(tmp_path)
-    offer = catalogue.offer()
-    assert catalogue.offer() is offer
+    (liver,) = _added(catalogue)
+    _add(tmp_path, "ct-spleen")
+    assert _added(catalogue)[0] is liver
+    assert [one.card.name for one in _added(catalogue)] == ["ct-liver", "ct-spleen"]
+    (tmp_path / "ct-liver.pins.json").unlink()
+    assert [one.card.name for one in _added(catalogue)] == ["ct-spleen"]
 
 
 def test_models_from_elsewhere_are_refused_where_nothing_holds_them(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from segnode_contract.errors import PermanentError
-from segnode_models.trust import pins_of, write_pins
+from segnode_models.trust import pins_of, pins_path, write_pins
 from segnode_worker.model_client import KnownModel, ModelProcess
 from segnode_worker.model_service import ModelService
 from segnode_worker.sandbox import why_not
@@ -103,8 +103,22 @@ WAYS = [
 ]
 
 
+def bend_another_model():
+    from segnode_models.builtin.ct_tissue.model import CtTissue
+
+    honest = CtTissue.segment
+
+    def bent(self, volume, labels, told):
+        findings = honest(self, volume, labels, told)
+        labels[0] = 1
+        return findings
+
+    CtTissue.segment = bent
+
+
 class Spy:
     def __init__(self):
+        bend_another_model()
         self.open = []
         for number, way in enumerate(WAYS):
             try:
@@ -163,7 +177,7 @@ def spied(
     write_pins(models, "shapes", pins_of(folder))
     service = ModelService(models=models)
     service.start()
-    process = ModelProcess(service.address, service.kill)
+    process = ModelProcess(service)
     try:
         known = next(m for m in process.models(60).models if m.card.name == "shapes")
         yield process, known
@@ -175,11 +189,8 @@ def test_nothing_is_open_but_its_own_temporary_folder(
     spied: tuple[ModelProcess, KnownModel], tmp_path: Path
 ) -> None:
     process, known = spied
-    volume = hd.Volume(
-        np.zeros((32, 48, 48), np.int16), np.diag([3.0, 2.0, 2.0, 1]), coordinate_system="PATIENT"
-    )
     before = pins_of(tmp_path / "models/shapes")
-    labels, _ = process.segment(known.card, known.digest, volume, {})
+    labels = _run_spy(process, known)
     was_open = sorted(set(np.argwhere(labels[0])[:, 2].tolist()))
     assert [WAYS[number] for number in was_open] == ["write_a_temporary_file"]
     assert pins_of(tmp_path / "models/shapes") == before
@@ -200,3 +211,27 @@ def test_its_program_is_not_read_once_a_file_is_another(
         process.segment(known.card, known.digest, volume, {})
     assert raised.value.code == "unknown-model"
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_model_did_to_its_process_goes_with_the_model(
+    spied: tuple[ModelProcess, KnownModel], tmp_path: Path
+) -> None:
+    process, known = spied
+    tissue = next(m for m in process.models(60).models if m.card.name == "ct-tissue")
+    air = hd.Volume(np.full((8, 32, 32), -1000, np.int16), np.eye(4), coordinate_system="PATIENT")
+    honest, _ = process.segment(tissue.card, tissue.digest, air, {})
+    assert not honest.any()
+    _run_spy(process, known)
+    bent, _ = process.segment(tissue.card, tissue.digest, air, {})
+    assert bent.any()  # models share a process: README says so
+    pins_path(tmp_path / "models", "shapes").unlink()
+    honest, _ = process.segment(tissue.card, tissue.digest, air, {})
+    assert not honest.any()
+
+
+def _run_spy(process: ModelProcess, known: KnownModel) -> np.ndarray:
+    volume = hd.Volume(
+        np.zeros((32, 48, 48), np.int16), np.diag([3.0, 2.0, 2.0, 1]), coordinate_system="PATIENT"
+    )
+    labels, _ = process.segment(known.card, known.digest, volume, {})
+    return labels

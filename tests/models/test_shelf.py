@@ -113,11 +113,14 @@ def test_a_model_larger_than_the_budget_is_tried_alone(shelf: Shelf, device: Dev
     assert set(shelf.loaded) == {"huge"}
 
 
-def test_a_model_that_is_not_offered_any_more_leaves(shelf: Shelf, device: Device) -> None:
-    shelf.take(device.model("liver", weights_mb=10, says_mb=10))
-    shelf.forget({"another"})
-    assert shelf.loaded == {}
-    assert device.bytes == 0
+def test_others_leave_where_one_wants_all(shelf: Shelf, device: Device) -> None:
+    liver = device.model("liver", weights_mb=10, says_mb=10)
+    shelf.take(liver)
+    assert not shelf.keep_only(liver)
+    shelf.take(device.model("lung", weights_mb=10, says_mb=10))
+    assert shelf.keep_only(liver)
+    assert set(shelf.loaded) == {"liver"}
+    assert device.bytes == 10 * MB
 
 
 def test_the_hosts_meter_sees_what_is_taken() -> None:

@@ -115,6 +115,7 @@ intended_use = "Tests."
 limitations = ["Knows phantoms alone."]
 licence = "AGPL-3.0-or-later"
 memory_bytes = 1_000_000_000
+cpu = true
 time_limit_s = 60
 
 [input]

@@ -115,6 +115,10 @@ def _explodes(device: str) -> Odd:
     raise RuntimeError("DOE^JANE")
 
 
+def _dies(device: str) -> Odd:
+    os._exit(3)
+
+
 def _fat(device: str) -> Odd:
     return Odd("bright" if device == HOST else "is greedy")
 
@@ -123,7 +127,7 @@ if __name__ == "__main__":
     models = {name: _listed(name) for name in NAMES}
     fat = replace(Odd("is greedy").card, cpu=True)
     models["fat"] = ListedModel(card=fat, digest="fat", load=_fat)
-    for name, load in (("truncated", _truncated), ("explodes", _explodes)):
+    for name, load in (("truncated", _truncated), ("explodes", _explodes), ("expires", _dies)):
         models[name] = ListedModel(card=Odd(name).card, digest=name, load=load)
     offer = Offer(models=models, refused={"foreign": ModelUntrusted("It is not trusted.")})
     listener = socket.socket(fileno=int(sys.argv[1]))

@@ -31,9 +31,20 @@ def service() -> Iterator[ModelService]:
     service.stop()
 
 
+class Forgetful:
+    """A service whose orders get lost."""
+
+    def __init__(self, service: ModelService) -> None:
+        self.address, self.current = service.address, service.current
+        self.orders: list[int] = []
+
+    def kill(self, start: int) -> None:
+        self.orders.append(start)
+
+
 @pytest.fixture
 def process(service: ModelService) -> ModelProcess:
-    return ModelProcess(service.address, service.kill)
+    return ModelProcess(service)
 
 
 @pytest.fixture
@@ -121,6 +132,17 @@ def test_a_model_that_cannot_be_loaded_fails_its_job_and_no_other(
     assert labels.any()
 
 
+def test_a_model_that_dies_as_it_is_loaded_is_named_at_once(
+    service: ModelService, process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    before = service.current()
+    with pytest.raises(ModelProcessDied, match="in the middle of the job"):
+        process.segment(cards["expires"], "expires", volume, {})
+    labels, _ = process.segment(cards["bright"], "bright", volume, {})
+    assert labels.any()
+    assert service.current() == before + 1
+
+
 def test_an_unknown_digest_is_refused(
     process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
 ) -> None:
@@ -137,7 +159,7 @@ def test_the_process_sees_no_address_and_no_password(
     service = ModelService([PROGRAM], reads=[Path(PROGRAM).parent])
     service.start()
     try:
-        process = ModelProcess(service.address, service.kill)
+        process = ModelProcess(service)
         card = next(m.card for m in process.models(60).models if m.card.name == "tells")
         _, findings = process.segment(card, "tells", volume, {})
     finally:
@@ -165,18 +187,18 @@ def test_a_model_with_a_smaller_profile_is_tried_with_it_once(
 def test_a_model_that_hangs_after_its_child_died_holds_nobody_for_ever(
     service: ModelService, process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
 ) -> None:
-    killed: list[str] = []
-    forgetful = ModelProcess(service.address, killed.append)
+    forgetful = Forgetful(service)
     with pytest.raises(ModelTimeLimit):
-        forgetful.segment(cards["hangs"], "hangs", volume, {})
+        ModelProcess(forgetful).segment(cards["hangs"], "hangs", volume, {})
     labels, _ = process.segment(cards["bright"], "bright", volume, {})
     assert labels.any()
-    assert len(killed) == 1
+    assert forgetful.orders == [service.current() - 1]
 
 
 def test_a_late_order_does_not_end_the_next_process(
     service: ModelService, process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
 ) -> None:
-    service.kill("0")
+    service.kill(service.current() - 1)
+    service.kill(-1)
     labels, _ = process.segment(cards["bright"], "bright", volume, {})
     assert labels.any()

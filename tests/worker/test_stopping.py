@@ -21,6 +21,18 @@ class Cancelled(Exception):
     pass
 
 
+class Strict:
+    """A service that remembers when it was told to end its process."""
+
+    def __init__(self, service: ModelService) -> None:
+        self.address, self.current, self._kill = service.address, service.current, service.kill
+        self.orders: list[float] = []
+
+    def kill(self, start: int) -> None:
+        self.orders.append(time.monotonic())
+        self._kill(start)
+
+
 @pytest.fixture
 def service() -> Iterator[ModelService]:
     service = ModelService([str(PROGRAM)], reads=[PROGRAM.parent])
@@ -31,7 +43,7 @@ def service() -> Iterator[ModelService]:
 
 @pytest.fixture
 def process(service: ModelService) -> ModelProcess:
-    return ModelProcess(service.address, service.kill)
+    return ModelProcess(service)
 
 
 @pytest.fixture
@@ -59,34 +71,26 @@ def test_progress_comes_while_the_model_runs(process: ModelProcess, volume: hd.V
 
 
 def test_a_model_that_obeys_stops_and_its_process_stays(
-    process: ModelProcess, volume: hd.Volume
+    service: ModelService, process: ModelProcess, volume: hd.Volume
 ) -> None:
-    kept: list[str] = []
-    patient = ModelProcess(process._address, kept.append)
+    before = service.current()
     with pytest.raises(Cancelled):
-        patient.segment(_model(process, "counts").card, "counts", volume, {}, told=_refuse)
-    assert kept == []
+        process.segment(_model(process, "counts").card, "counts", volume, {}, told=_refuse)
+    assert service.current() == before
     labels, _ = process.segment(_model(process, "bright").card, "bright", volume, {})
     assert labels.any()
 
 
 def test_a_model_that_does_not_listen_is_ended_within_two_seconds(
-    process: ModelProcess, volume: hd.Volume
+    service: ModelService, process: ModelProcess, volume: hd.Volume
 ) -> None:
-    orders: list[float] = []
-
-    def kill(start: str) -> None:
-        orders.append(time.monotonic())
-        service_kill(start)
-
-    service_kill = process._kill
-    strict = ModelProcess(process._address, kill)
+    strict = Strict(service)
     card = _model(process, "hangs").card
     began = time.monotonic()
     with pytest.raises(Cancelled):
-        strict.segment(card, "hangs", volume, {}, told=_refuse)
-    assert len(orders) == 1
-    assert orders[0] - began < 2.0 + 0.5  # the turn and half a second until it is first heard
+        ModelProcess(strict).segment(card, "hangs", volume, {}, told=_refuse)
+    [ordered] = strict.orders
+    assert ordered - began < 2.0 + 0.5  # the turn and half a second until it is first heard
     labels, _ = process.segment(_model(process, "bright").card, "bright", volume, {})
     assert labels.any()
 

@@ -17,7 +17,7 @@ from segnode_cli.node import node_variables, read_environment
 from segnode_cli.show import console, say
 from segnode_contract.errors import SetupError
 from segnode_contract.findings import Findings
-from segnode_contract.job import OPEN_STATES, RETRIED, JobState
+from segnode_contract.job import OPEN_STATES, RETRIED
 from segnode_contract.ledger import ActLedger, Ledger, LedgerView
 from segnode_contract.ledger.view import JobRow
 
@@ -149,9 +149,9 @@ def cancel_jobs(data: Path, keys: Sequence[str]) -> None:
                 job = view.job(key)
                 state = job.row.state if job else "gone"
                 raise SetupError(
-                    f"Job {key[:12]} is {state} and its result is being stored; see it with "
-                    "`segnode job` when it is done."
-                    if state == JobState.RUNNING
+                    f"Job {key[:12]} is {state}, and its result is in the archive or on its way "
+                    "there; a result is not cancelled."
+                    if state in OPEN_STATES
                     else f"Job {key[:12]} is {state}; only jobs that are "
                     f"{', '.join(OPEN_STATES)} are cancelled."
                 )

@@ -59,7 +59,7 @@ def segment_folder(path: Path, model: str, out: Path, settings: Models, data: Pa
         made = make_result(
             Fetched(files=files),
             card=card,
-            models=ModelProcess(service.address, service.kill),
+            models=ModelProcess(service),
             identity=ResultIdentity(
                 job_key=key,
                 model_digest=digest,

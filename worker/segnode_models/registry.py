@@ -18,7 +18,7 @@ from segnode_contract.card import Card, parse_card
 from segnode_contract.errors import CardError, ModelUntrusted, SegnodeError
 from segnode_models.kinds import load_builtin, load_network
 from segnode_models.model import Model
-from segnode_models.trust import check_pins, pinned_models
+from segnode_models.trust import check_pins, pinned_models, pins_path
 
 BUILTIN = Path(__file__).parent / "builtin"
 _HERE = Path(__file__).parent
@@ -73,19 +73,11 @@ def offer_of(models: Path | None, *, trusted: bool = True) -> Offer:
     trusted
         False where nothing here holds programs from elsewhere: what was added is refused then.
     """
-    found = builtin_models()
-    refused: dict[str, SegnodeError] = {}
-    names = {listed.card.name for listed in found}
-    for folder in [models / name for name in pinned_models(models)] if models else []:
-        try:
-            found.append(_added(folder, names, trusted))
-        except SegnodeError as error:
-            refused[folder.name] = error
-    return Offer(models={listed.digest: listed for listed in found}, refused=refused)
+    return Catalogue(models, trusted=trusted).offer()
 
 
 class Catalogue:
-    """The offer as the folder of models is now; it is read again when anything there changed.
+    """The offer as the folder of models is now; a model is read again when anything of it changed.
 
     Parameters
     ----------
@@ -97,24 +89,40 @@ class Catalogue:
         self._models = models
         self._trusted = trusted
         self._lock = threading.Lock()
-        self._seen: object = None
-        self._offer = Offer(models={}, refused={})
+        self._builtin = builtin_models()
+        self._known: dict[str, tuple[object, ListedModel | SegnodeError]] = {}
 
     def offer(self) -> Offer:
         """Return what can run now."""
         with self._lock:
-            seen = _looks(self._models) if self._models else ()
-            if seen != self._seen:
-                self._offer, self._seen = offer_of(self._models, trusted=self._trusted), seen
-            return self._offer
+            if self._models:
+                self._look(self._models)
+            added = {name: one for name, (_, one) in self._known.items()}
+        listed = [*self._builtin, *(one for one in added.values() if isinstance(one, ListedModel))]
+        return Offer(
+            models={one.digest: one for one in listed},
+            refused={name: one for name, one in added.items() if isinstance(one, SegnodeError)},
+        )
+
+    def _look(self, models: Path) -> None:
+        names = pinned_models(models)
+        self._known = {name: self._known[name] for name in names if name in self._known}
+        for name in names:
+            looks = _looks(models, name)  # first, so that a change meanwhile is seen next time
+            if name not in self._known or self._known[name][0] != looks:
+                self._known[name] = (looks, self._read(models / name))
+
+    def _read(self, folder: Path) -> ListedModel | SegnodeError:
+        try:
+            return _added(folder, {one.card.name for one in self._builtin}, self._trusted)
+        except SegnodeError as error:
+            return error
 
 
-def _looks(models: Path) -> tuple[object, ...]:
+def _looks(models: Path, name: str) -> tuple[object, ...]:
     """Return what changes with any file of a model; reading the files each time would be slow."""
     looks = []
-    for path in sorted(models.rglob("*")):
-        if path.relative_to(models).parts[0].startswith("."):
-            continue  # being added
+    for path in [pins_path(models, name), *sorted((models / name).rglob("*"))]:
         try:
             stat = path.lstat()
         except FileNotFoundError:  # it is being replaced: the next look tells

@@ -23,13 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segnode_contract.card import Card
-from segnode_contract.errors import ModelFailed, OutOfMemory, SegnodeError, UnknownModel
+from segnode_contract.errors import (
+    ModelFailed,
+    ModelUntrusted,
+    OutOfMemory,
+    SegnodeError,
+    UnknownModel,
+)
 from segnode_contract.events import log_events
 from segnode_contract.findings import Findings
 from segnode_contract.model_link import receive, send
 from segnode_models.memory import lacks_memory
 from segnode_models.model import InputVolume, Model, Stopped, Told
-from segnode_models.registry import Catalogue, Offer
+from segnode_models.registry import Catalogue, ListedModel, Offer
 from segnode_models.shelf import HOST, Shelf
 
 log = logging.getLogger(__name__)
@@ -39,6 +45,11 @@ _DESCRIPTORS = 32
 _GRACE_S = 5.0
 """Who asked has this long to end us first, and then knows why."""
 _LOAD_S = 600.0
+_NO_CUDA = (
+    "This machine has a GPU that the model process cannot use, so that models run on the CPU: see "
+    "whether nvidia-smi and the CUDA build of torch work, and whether /dev/nvidia-uvm was there "
+    "when the worker started."
+)
 
 
 class Server:
@@ -85,6 +96,7 @@ class Server:
             with self._device:
                 if _unwanted(link):
                     return
+                self._end_if_stained()
                 try:
                     self._run(link, request, fds)
                 finally:
@@ -94,11 +106,25 @@ class Server:
             for fd in fds:
                 os.close(fd)
 
+    def _end_if_stained(self) -> None:
+        """End the process if it holds a model that is not offered any more, changed or removed.
+
+        A model is a program, and what it did to this process goes with the process alone. Who asks
+        now asks the next one.
+        """
+        offered = self._offer().models
+        held = {*self._shelf.loaded, *(self._host.loaded if self._host else ())}
+        if held - offered.keys():
+            log.warning("a model that was loaded is not offered any more; starting anew")
+            os._exit(0)
+
     def _list(self, link: socket.socket) -> None:
         send(link, {"started": True})
         offer = self._usable()
         models = [{"digest": d, "card": m.card.source} for d, m in offer.models.items()]
         refused = {name: [e.code, e.sentence] for name, e in offer.refused.items()}
+        if self._shelf.device == HOST and any(Path("/dev").glob("nvidia[0-9]*")):
+            refused["(GPU)"] = ["no-gpu", _NO_CUDA]
         loaded = {digest: need.weights for digest, need in self._shelf.loaded.items()}
         send(link, {"models": models, "refused": refused, "loaded": loaded})
 
@@ -122,14 +148,15 @@ class Server:
             return
         thrifty = request["thrifty"] and listed.card.cpu
         shelf = self._host if self._host and thrifty else self._shelf
-        shelf.forget(set(self._offer().models))
+        # who ends now ends in this job's hands
+        send(link, {"loading": True} | self._profile(listed.card))
         try:
             with _no_longer_than(_LOAD_S):
-                model = shelf.take(listed)
+                model = self._loaded(listed, shelf)
         except Exception as error:  # whatever a model raises is the model's failure
             send(link, self._failure(listed.card, error))
             return
-        send(link, {"turn": os.environ.get("SEGNODE_MODEL_START", "")} | self._profile(listed.card))
+        send(link, {"turn": True})
         try:
             volume, labels = _shared(listed.card, request, fds)
             with _no_longer_than(listed.card.time_limit_s + _GRACE_S), shelf.measuring(listed):
@@ -139,6 +166,20 @@ class Server:
         else:
             reply = {"findings": findings.to_json()}
         send(link, reply)
+
+    def _loaded(self, listed: ListedModel, shelf: Shelf) -> Model:
+        try:
+            model = shelf.take(listed)
+        except Exception as error:
+            if not (lacks_memory(error) and shelf.keep_only(listed)):
+                raise
+            model = shelf.take(listed)
+        if listed.digest not in self._offer().models:
+            raise ModelUntrusted(
+                f"The files of {listed.card.name} were replaced while they were read; new studies "
+                "get the model that is there now."
+            )
+        return model
 
     def _failure(self, card: Card, error: Exception) -> dict[str, Any]:
         """Return what is said of a model's failure."""

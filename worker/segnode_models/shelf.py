@@ -89,11 +89,6 @@ class Shelf:
             self._drop(digest)
         return bool(others)
 
-    def forget(self, offered: set[str]) -> None:
-        """Take off what is not offered any more: its files changed, or it was removed."""
-        for digest in set(self._standing) - offered:
-            self._drop(digest)
-
     def _make_room(self, listed: ListedModel) -> None:
         """Take models off until this one has what it was seen to need, or what its card says.
 
@@ -113,10 +108,10 @@ class Shelf:
     def _load(self, listed: ListedModel) -> None:
         started, before = time.monotonic(), self._meter.used()
         model = listed.load(self.device)
-        self._standing[listed.digest] = _Standing(name=listed.card.name, model=model)
         weights = max(0, self._meter.used() - before)
         known = self._needs.get(listed.digest)
         self._needs[listed.digest] = Need(weights=weights, work=known.work if known else 0)
+        self._standing[listed.digest] = _Standing(name=listed.card.name, model=model)
         log.info(
             "model loaded",
             extra={

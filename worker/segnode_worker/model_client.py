@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import highdicom as hd
 import numpy as np
@@ -35,6 +35,8 @@ from segnode_contract.model_link import receive, send
 _TURN_S = 3600.0
 """How long a job may wait for the jobs before it; a start of the process is in it."""
 _TRIES = 5
+_LOAD_S = 660.0
+"""The process ends by itself before, when a model takes too long to load."""
 _TOLD_S = 0.5
 _STOP_S = 1.0
 """A model that is to stop has this long to do so by itself."""
@@ -53,6 +55,17 @@ class Known:
     """Names of models that cannot run, and why: a sentence each."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A model process that has begun with a job."""
+
+    link: socket.socket
+    start: int
+    """Its number."""
+    killed: int
+    """How often the kernel had ended a process for want of memory until then."""
+
+
 Told = Callable[[float | None], None]
 
 
@@ -64,21 +77,30 @@ def _untimed(stage: Stage) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+class Service(Protocol):
+    """What keeps a model process alive. `ModelService` in service."""
+
+    address: str
+    """Path of the process's Unix socket."""
+
+    def current(self) -> int:
+        """Return the number of the process that runs now."""
+
+    def kill(self, start: int) -> None:
+        """End the process of that number, if it runs still."""
+
+
 class ModelProcess:
-    """The model process behind the socket at `address`.
+    """The model process of a service.
 
     Parameters
     ----------
-    address
-        Path of its Unix socket.
-    kill
-        Ends the process that was started under that name; called when a model runs past its time
-        limit, or does not stop.
+    service
+        Who keeps the process.
     """
 
-    def __init__(self, address: str, kill: Callable[[str], None]) -> None:
-        self._address = address
-        self._kill = kill
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
     def models(self, within_s: float) -> Known:
         """Return the models that it has, and those that it refuses.
@@ -174,38 +196,41 @@ class ModelProcess:
                     fd, memory = kept.enter_context(_shared("volume", array.nbytes))
                     np.frombuffer(memory, array.dtype)[:] = array.reshape(-1)
                     fds.append(fd)
-                link, process = kept.enter_context(self._turn(request, fds, told=told))
-            killed = kernel_kills()
-            try:
-                if "code" not in process:
-                    with stage(Stage.INFER):
-                        process |= self._result(link, card, process["turn"], told)
-            except ModelProcessDied as error:
-                if kernel_kills() > killed:
-                    raise _no_memory(card, process, request) from error
-                raise
-            _raise_failure(process, card, request)
+                link, first = kept.enter_context(self._turn(request, fds, told=told))
+                _raise_failure(first, card, request)
+                asked = _Asked(link=link, start=self._service.current(), killed=kernel_kills())
+                with self._in_hands(asked, card, request, first):
+                    ready = _reply(link, _LOAD_S, told)
+                _raise_failure(ready, card, request)
+            with stage(Stage.INFER), self._in_hands(asked, card, request, first):
+                said = _last_word(link, card.time_limit_s, told)
+            _raise_failure(said, card, request)
             labels = np.frombuffer(taken[1], np.uint8).reshape(shape).copy()
-        return labels, Findings.from_json(process["findings"])
+        return labels, Findings.from_json(said["findings"])
 
-    def _result(self, link: socket.socket, card: Card, start: str, told: Told) -> dict[str, Any]:
-        """Return the last word of a model that runs; end its process where it gives none."""
+    @contextmanager
+    def _in_hands(
+        self, asked: _Asked, card: Card, request: dict[str, Any], first: dict[str, Any]
+    ) -> Iterator[None]:
+        """Name what becomes of the process inside the ``with``; end it where it must not go on."""
         try:
-            return _last_word(link, card.time_limit_s, told)
+            yield
         except TimeoutError as error:
-            self._kill(start)
+            self._service.kill(asked.start)
             raise ModelTimeLimit(
                 f"The model {card.name} ran longer than the {card.time_limit_s:g} s that its "
-                "card allows and was ended; see whether the series is unusually large, or "
-                "raise time_limit_s in the card."
+                f"card allows, or took {_LOAD_S:g} s to load, and was ended; see whether the "
+                "series is unusually large, or raise time_limit_s in the card."
             ) from error
-        except ModelProcessDied:
+        except ModelProcessDied as error:
+            if kernel_kills() > asked.killed:
+                raise _no_memory(card, first, request) from error
             raise
         except BaseException:
-            self._stop(link, start)
+            self._stop(asked.link, asked.start)
             raise
 
-    def _stop(self, link: socket.socket, start: str) -> None:
+    def _stop(self, link: socket.socket, start: int) -> None:
         """Have the model stop, or end its process; the other models there stay warm if it obeys."""
         try:
             send(link, {"ask": "stop"})
@@ -213,7 +238,7 @@ class ModelProcess:
         except (ModelProcessDied, ConnectionError):
             return
         except TimeoutError:
-            self._kill(start)
+            self._service.kill(start)
 
     @contextmanager
     def _turn(
@@ -252,7 +277,7 @@ class ModelProcess:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
             link.settimeout(within_s)
             try:
-                link.connect(self._address)
+                link.connect(self._service.address)
             except OSError as error:
                 raise ModelBusy(
                     "The model process takes no calls; its worker is ending."

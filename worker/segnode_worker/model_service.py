@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import shutil
 import socket
@@ -69,7 +70,8 @@ class ModelService:
         self._trusted = not trouble or not sandbox
         if trouble:
             log.warning("the model process runs without sandbox", extra={"why": trouble})
-        self._starts = 0
+        # seen by the children as well, since they are forked after
+        self._starts = mmap.mmap(-1, 8)
         _sweep()
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         self.address = str(self._folder / "socket")
@@ -90,9 +92,13 @@ class ModelService:
         for thread in self._threads:
             thread.start()
 
-    def kill(self, start: str) -> None:
-        """End the model process of that start, from any child; another is started."""
-        self._calls.send(start.encode())
+    def current(self) -> int:
+        """Return the number of the process that runs now, counted from the first."""
+        return int.from_bytes(self._starts[:8])
+
+    def kill(self, start: int) -> None:
+        """End the process of that number, from any child; another is started."""
+        self._calls.send(str(start).encode())
 
     def restart(self) -> None:
         """End the process, so that another is started."""
@@ -110,7 +116,7 @@ class ModelService:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        self._starts += 1
+        self._starts[:8] = (self.current() + 1).to_bytes(8)
         fd = self._listener.fileno()
         ends_with_us = ("/usr/bin/setpriv", "--pdeathsig", "KILL")
         return subprocess.Popen(
@@ -123,7 +129,7 @@ class ModelService:
 
     def _environment(self) -> dict[str, str]:
         seen = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        seen |= {"SEGNODE_MODEL_START": str(self._starts), "PYTHONDONTWRITEBYTECODE": "1"}
+        seen |= {"PYTHONDONTWRITEBYTECODE": "1"}
         seen |= {"SEGNODE_MODEL_TRUST": str(int(self._trusted))}
         seen |= {"SEGNODE_MODEL_MEMORY_MB": str(self._memory_mb)}
         if self._models:
@@ -144,8 +150,8 @@ class ModelService:
                     log.warning("model process not started", extra={"error": error.strerror})
 
     def _take_orders(self) -> None:
-        while order := self._orders.recv(16):
-            if order.decode() == str(self._starts):
+        while not self._stopping.is_set():
+            if self._orders.recv(32) == str(self.current()).encode():
                 self._end()
 
     def _end(self) -> None:

@@ -1,8 +1,9 @@
-"""The model process's cell: no network, no other files or processes, a user id of its own.
+"""The model process's cell: no network, no other files or processes.
 
 bubblewrap makes it, out of Linux namespaces (namespaces(7)). Models from elsewhere are programs;
-what they can reach is their own folder and the libraries, both read-only, the GPU, a temporary
-folder in memory, and the socket to the worker.
+what they can reach is the folder of models and the libraries, both read-only, the GPU, a temporary
+folder in memory, the socket to the worker, and each other. Where the worker is root, the process
+has a user id of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ TEMPORARY = "/tmp"  # noqa: S108 # a file system of its own, in memory, inside
 _USER = 61790
 """An id out of those that are never given to people or services (systemd's DynamicUser)."""
 _GPU = ("nvidia*", "dri", "kfd")
+_TEMPORARY_BYTES = 2 << 30
+_PROCESSES = 4096
+"""Processes and threads of its user id."""
 _LINKED = ("lib", "lib64", "bin", "sbin")
 _TRY_S = 20.0
 
@@ -52,18 +56,22 @@ def sandboxed(models: Path | None, reads: Sequence[Path] = ()) -> list[str]:
     for name in ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime"):
         command += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     command += ["--proc", "/proc", "--dev", "/dev"]
-    command += ["--perms", "1777", "--tmpfs", TEMPORARY]
-    for pattern in _GPU:
-        for device in sorted(Path("/dev").glob(pattern)):
-            command += ["--dev-bind", str(device), str(device)]
+    for folder in (TEMPORARY, "/dev/shm"):  # noqa: S108 # as above
+        command += ["--perms", "1777", "--size", str(_TEMPORARY_BYTES), "--tmpfs", folder]
+    devices = [device for pattern in _GPU for device in sorted(Path("/dev").glob(pattern))]
+    for device in devices:
+        command += ["--dev-bind", str(device), str(device)]
+    if devices:  # CUDA looks there for where a GPU is plugged in
+        command += ["--ro-bind", "/sys", "/sys"]
     if models is not None:
         command += ["--ro-bind", str(models), str(MODELS)]
     command += ["--chdir", TEMPORARY, "--setenv", "HOME", TEMPORARY]
     command += ["--setenv", "USER", "segnode"]  # libraries ask, and no list of users is there
+    limits = ["/usr/bin/prlimit", f"--nproc={_PROCESSES}", "--core=0"]
     if os.getuid() != 0:
-        return [*command, "--unshare-user", "--cap-drop", "ALL", "--"]
+        return [*command, "--unshare-user", "--cap-drop", "ALL", "--", *limits]
     become = ["/usr/bin/setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"]
-    return [*command, "--", *become, "--bounding-set=-all", "--no-new-privs"]
+    return [*command, "--", *limits, *become, "--bounding-set=-all", "--no-new-privs"]
 
 
 def why_not() -> str:

@@ -112,7 +112,7 @@ def _start_parent(**_: object) -> None:
             sandbox=models.sandbox,
         )
         service.start()
-        known = ModelProcess(service.address, service.kill).models(_START_S)
+        known = ModelProcess(service).models(_START_S)
         for model in known.models:
             log.info("model found", extra={"model": model.card.name, "digest": model.digest[:12]})
         watch = Watch(
@@ -208,7 +208,7 @@ def _the_tools() -> Tools:
             shared=shared,
             work=WorkLedger(ledger, child_name(), shared.limits, shared.background),
             archive=_archive(connections),
-            models=ModelProcess(service.address, service.kill),
+            models=ModelProcess(service),
             spool=Spool(connections.data / "spool"),
         )
     return _tools

@@ -50,7 +50,7 @@ class Watch:
         self._leases = leases
         self._spool = spool
         self._service = service
-        self._models = ModelProcess(service.address, service.kill)
+        self._models = ModelProcess(service)
         self._limits = limits
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import exists, or_, select, update
 
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState, Stage
 from segnode_contract.ledger import schema
@@ -54,26 +54,30 @@ class ActLedger:
     def cancel(self, key: str, actor: str) -> bool:
         """Take a job out of the queue, or from the worker that runs it, which notices in a second.
 
-        Not one whose result is being stored: what lies in the archive is withdrawn, not cancelled.
+        Not one that ever began to store its result: what lies in the archive, or may, is withdrawn
+        and not cancelled.
 
         Returns
         -------
         bool
-            False where the job has ended, or its result is being stored.
+            False where the job has ended, or began to store its result.
         """
-        job, run = schema.job, schema.run
-        storing = (Stage.STORE, Stage.CONFIRM)
+        job, run, stage = schema.job, schema.run, schema.stage
+        began_to_store = (
+            select(stage.c.id)
+            .join(run, run.c.id == stage.c.run_id)
+            .where(run.c.job_key == key, stage.c.stage == Stage.STORE)
+        )
         with self._ledger.write() as connection:
             changed = connection.execute(
                 update(job)
                 .where(
                     job.c.key == key,
                     job.c.state.in_(OPEN_STATES),
-                    or_(
-                        job.c.state != JobState.RUNNING,
-                        job.c.error_stage.is_(None),
-                        job.c.error_stage.not_in(storing),
-                    ),
+                    ~exists(began_to_store),
+                    # in the row itself as well: PostgreSQL looks again at that alone when
+                    # somebody else changed it meanwhile
+                    or_(job.c.error_stage.is_(None), job.c.error_stage != Stage.STORE),
                 )
                 .values(
                     state=JobState.CANCELLED,

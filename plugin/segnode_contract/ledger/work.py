@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, select, update
 
 from segnode_contract.errors import (
+    LedgerUnavailable,
     ModelProcessDied,
     OutOfMemory,
     PriorMissing,
@@ -93,7 +94,6 @@ class WorkLedger:
                     lease_epoch=epoch,
                     lease_until=now_s() + self._limits.lease_s,
                     deliveries=row.deliveries + 1,
-                    error_stage=None,
                     progress=None,
                     updated_at=now_s(),
                 )
@@ -235,7 +235,7 @@ class WorkLedger:
 
     def progress(self, claim: Claim, fraction: float | None) -> None:
         """Note how far the model is, None for no news; what comes more often than once a second is
-        passed over.
+        passed over, and so is a ledger that is away: the heartbeat sees to that.
 
         Raises
         ------
@@ -245,11 +245,12 @@ class WorkLedger:
         if time.monotonic() - self._told < _TOLD_S:
             return
         self._told = time.monotonic()
-        if fraction is None:
-            self.check(claim)
-            return
-        with self._ledger.write() as connection:
-            _fenced(connection, claim, progress=fraction)
+        with suppress(LedgerUnavailable):
+            if fraction is None:
+                self.check(claim)
+                return
+            with self._ledger.write() as connection:
+                _fenced(connection, claim, progress=fraction)
 
     @contextmanager
     def stage(self, claim: Claim, stage: Stage) -> Iterator[None]:
