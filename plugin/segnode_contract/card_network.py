@@ -12,7 +12,7 @@ from segnode_contract.errors import CardError
 
 Activation = Literal["softmax", "sigmoid", "none"]
 Blend = Literal["gaussian", "constant"]
-Back = Literal["linear", "nearest", "by-channels"]
+Back = Literal["linear", "nearest"]
 Triple = tuple[float, float, float]
 
 
@@ -50,7 +50,8 @@ class TorchScriptNetwork:
     threshold: float
     """Of a probability, above which a voxel belongs to its segment; not for softmax."""
     back: Back
-    """How the result comes back onto the images' grid."""
+    """How the result comes back onto the images' grid: scores interpolated and decided there, or
+    labels decided on the network's grid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ def read_network(kind: str, card: TomlTable, needs: TomlTable) -> Network | None
         checkpoint=_path(table, "checkpoint", "checkpoint_final.pth"),
         mirroring=table.flag("mirroring", True),
         step=_share(table, "step", 0.5),
-        back=table.one_of("back", ("linear", "nearest", "by-channels"), "by-channels"),
+        back=table.one_of("back", ("linear", "nearest"), "linear"),
     )
 
 
@@ -138,7 +139,7 @@ def _torchscript(table: TomlTable, needs: TomlTable) -> TorchScriptNetwork:
         blend=table.one_of("blend", ("gaussian", "constant"), "gaussian"),
         activation=table.one_of("activation", ("softmax", "sigmoid", "none")),
         threshold=_share(table, "threshold", 0.5),
-        back=table.one_of("back", ("linear", "nearest", "by-channels"), "by-channels"),
+        back=table.one_of("back", ("linear", "nearest"), "linear"),
     )
 
 

@@ -286,7 +286,7 @@ def test_an_nnunet_gives_a_card(nnunet: Make) -> None:
         checkpoint="checkpoint_final.pth",
         mirroring=True,
         step=0.5,
-        back="by-channels",
+        back="linear",
     )
     assert "Research: segmentation of Liver" in card.intended_use
     assert "orientation = " in doubts(folder)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from segnode_contract.card import Card, parse_card
 from segnode_contract.errors import ModelFailed
-from segnode_models.grid_change import EachAbove, GridChange, HighestWins, WayBack, goes_linear
+from segnode_models.grid_change import EachAbove, GridChange, HighestWins, WayBack
 
 from .trained import SIGMOID_SEGMENTS, SOFTMAX_SEGMENTS, card_toml
 
@@ -291,16 +291,3 @@ def test_no_float_volume_of_all_channels_stands_on_the_images_grid(monkeypatch):
     brought_back(change, scores, HighestWins(many), linear=True, planes=1)
     assert made
     assert max(made) <= 2 * 40 * 40
-
-
-@pytest.mark.parametrize(
-    ("back", "channels", "linear"),
-    [
-        ("linear", 104, True),
-        ("nearest", 2, False),
-        ("by-channels", 8, True),
-        ("by-channels", 9, False),
-    ],
-)
-def test_the_card_says_how_the_result_comes_back(back, channels, linear):
-    assert goes_linear(back, channels) is linear

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from segnode_contract.card import Card
-from segnode_contract.card_network import Back, Triple
+from segnode_contract.card_network import Triple
 from segnode_contract.errors import ModelFailed
 
 Shape = tuple[int, int, int]
@@ -30,7 +30,6 @@ Shape = tuple[int, int, int]
 
 _SLAB_BYTES = 32 << 20
 """Small enough that a cancelled job ends in time, large enough to keep a GPU busy."""
-_FEW_CHANNELS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,11 +201,6 @@ class EachAbove:
         for segment, mask in zip(segments, above, strict=True):
             planes[segment.plane].masked_fill_(mask, segment.value)
         return planes
-
-
-def goes_linear(back: Back, channels: int) -> bool:
-    """Return whether scores, rather than labels, go back onto the images' grid."""
-    return back == "linear" or (back == "by-channels" and channels <= _FEW_CHANNELS)
 
 
 class WayBack:

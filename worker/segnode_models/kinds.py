@@ -56,7 +56,7 @@ def load_network(card: Card, folder: Path, device: str) -> Model:
 
             return MonaiBundleModel(card, network, folder, torch.device(device))
         case NnunetNetwork() as network:
-            from segnode_models.nnunet import NnunetModel
+            from segnode_models.nnunet.model import NnunetModel
 
             return NnunetModel(card, network, folder, torch.device(device))
     raise CardError(f"{folder.name}/card.toml: a {card.kind} model has no network to load.")

@@ -20,7 +20,6 @@ from segnode_models.grid_change import (
     GridChange,
     HighestWins,
     WayBack,
-    goes_linear,
 )
 from segnode_models.memory import lacks_memory
 from segnode_models.model import InputVolume, Told
@@ -47,7 +46,7 @@ class TorchScriptModel:
         self._device = device
         self._half = bool(card.half_precision_checked) and device.type == "cuda"
         self._program = _load(folder, network.weights, device)
-        self._channels = self._output_channels()
+        self._check_channels()
 
     @torch.inference_mode()
     def segment(self, volume: InputVolume, labels: NDArray[np.uint8], told: Told) -> Findings:
@@ -58,9 +57,7 @@ class TorchScriptModel:
         values = change.to_model(volume.channels(self.card), self._device)
         for channel in values:
             map_intensity(channel, network.intensity)
-        back = WayBack(
-            change, self._decision(), labels, linear=goes_linear(network.back, self._channels)
-        )
+        back = WayBack(change, self._decision(), labels, linear=network.back == "linear")
         slide(
             self._program,
             values,
@@ -77,8 +74,8 @@ class TorchScriptModel:
             return HighestWins(self.card)
         return EachAbove(self.card, self._network.threshold)
 
-    def _output_channels(self) -> int:
-        """Ask the network about an empty patch."""
+    def _check_channels(self) -> None:
+        """Ask the network about an empty patch, and compare with the card."""
         inputs = max(1, len(self.card.inputs))
         try:
             channels = len(self._scores_of_nothing(inputs))
@@ -93,7 +90,6 @@ class TorchScriptModel:
                     f"{segment.channel}; the network gives channels 0 to {channels - 1}.",
                     code="model-mismatch",
                 )
-        return channels
 
     @torch.inference_mode()
     def _scores_of_nothing(self, inputs: int) -> Tensor:
