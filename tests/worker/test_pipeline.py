@@ -18,6 +18,7 @@ from segnode_contract.card import Card, parse_card
 from segnode_contract.errors import (
     ArchiveUnavailable,
     ImagesChanged,
+    ModelFailed,
     PriorMissing,
     SeriesChanged,
     SpoolFull,
@@ -464,6 +465,26 @@ def test_a_chain_hands_on_the_labels_that_the_first_model_gave(
     assert model.prior.shape == (2, *model.volume.array.shape)
     assert np.array_equal(model.prior[0], model.volume.array > 0)
     assert not model.prior[1].any()
+
+
+def test_a_chain_ends_where_the_first_result_lacks_a_segment(
+    archive: FolderArchive, spool: Spool, ledger: Ledger, card: Card, images: list[Dataset]
+) -> None:
+    """An organ that was withheld must not be read as one that is not there."""
+    source = card.source.replace('name = "test-tissue"', 'name = "then"').replace(
+        "min_slices = 3", 'min_slices = 3\nbuilds_on = "test-tissue"'
+    )
+    then = parse_card(source, where="test")
+    first = job_of(card, images)
+    arrive(ledger, first, job_of(then, images, builds_on=first.key))
+    strict = card.source.replace("number = 1\n", "number = 1\nplausible_ml = [100, 200]\n")
+    work = worker_with(ledger, parse_card(strict, where="test"), then)
+    claim = take(work)
+    run_job(claim, archive, Bright(), work, spool, "node")
+    work.done(claim, 1)
+    with pytest.raises(ModelFailed, match=r"lacks a segment.*100 to 200 ml") as raised:
+        run_job(take(work), archive, Bright(), work, spool, "node")
+    assert raised.value.code == "prior-withheld"
 
 
 def test_a_chain_waits_where_the_first_result_was_deleted(

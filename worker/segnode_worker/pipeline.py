@@ -139,6 +139,12 @@ def _fetch(claim: Claim, archive: Archive, work: WorkLedger) -> Fetched:
 
 def _fetch_prior(claim: Claim, archive: Archive, work: WorkLedger) -> PriorResult:
     known = work.prior(claim)
+    if known.withheld:
+        raise ModelFailed(
+            f"The result of {known.model} that this model builds on lacks a segment, which would be "
+            f"read as nothing there: {known.withheld}",
+            code="prior-withheld",
+        )
     data = archive.fetch_instance(claim.study_uid, known.series_uid, known.instance_uid)
     if data is None or hashlib.sha256(data).hexdigest() != known.digest:
         raise PriorMissing(

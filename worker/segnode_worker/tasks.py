@@ -29,6 +29,7 @@ from segnode_contract.errors import (
     MemoryExhausted,
     PermanentError,
     SegnodeError,
+    SettingsError,
 )
 from segnode_contract.events import EventLines, log_events
 from segnode_contract.job import Claim
@@ -215,9 +216,15 @@ def _the_tools() -> Tools:
 
 
 def _models() -> Models:
-    """Return how models run on this machine: from its own settings file, where it has one."""
+    """Return how models run on this machine: from its settings file, or by two variables."""
     given = os.environ.get("SEGNODE_CONFIG")
-    return load_settings(Path(given)).models if given else Models()
+    if given:
+        return load_settings(Path(given)).models
+    memory_mb = os.environ.get("SEGNODE_MEMORY_MB") or "0"
+    if not memory_mb.isdecimal():
+        raise SettingsError(f"SEGNODE_MEMORY_MB is {memory_mb!r}; a number of megabytes is needed.")
+    sandbox = os.environ.get("SEGNODE_SANDBOX") != "false"
+    return Models(sandbox=sandbox, memory_mb=int(memory_mb))
 
 
 @app.task(name=TASK)  # type: ignore[untyped-decorator] # Celery has no types

@@ -57,6 +57,8 @@ class Prior:
     series_uid: str
     instance_uid: str
     digest: str
+    withheld: str
+    """Why the first segment that it left out was left out; empty where it has all."""
 
 
 class WorkLedger:
@@ -194,7 +196,7 @@ class WorkLedger:
         job, model, result = schema.job, schema.model, schema.result
         with self._ledger.read() as connection:
             first = connection.execute(
-                select(job.c.state, job.c.model, model.c.card)
+                select(job.c.state, job.c.model, job.c.findings, model.c.card)
                 .join(model, model.c.digest == job.c.model_digest)
                 .where(job.c.key == claim.builds_on, model.c.name == job.c.model)
             ).first()
@@ -206,8 +208,10 @@ class WorkLedger:
                 f"Job {claim.builds_on[:12]}, on whose result this one builds, is not done any "
                 "more; this one waits until it is again."
             )
+        left_out = Findings.from_json(first.findings).withheld if first.findings else ()
         return Prior(
             model=first.model,
+            withheld=left_out[0].reason if left_out else "",
             card=first.card,
             series_uid=seg.series_uid,
             digest=seg.digest,
