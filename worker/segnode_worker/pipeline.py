@@ -141,8 +141,8 @@ def _fetch_prior(claim: Claim, archive: Archive, work: WorkLedger) -> PriorResul
     known = work.prior(claim)
     if known.withheld:
         raise ModelFailed(
-            f"The result of {known.model} that this model builds on lacks a segment, which would be "
-            f"read as nothing there: {known.withheld}",
+            f"The result of {known.model} that this model builds on lacks a segment, which would "
+            f"be read as nothing there: {known.withheld}",
             code="prior-withheld",
         )
     data = archive.fetch_instance(claim.study_uid, known.series_uid, known.instance_uid)
