@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from segnode_contract.card import parse_card
 from segnode_contract.card_network import BundleNetwork, NnunetNetwork, TorchScriptNetwork
 from segnode_contract.errors import CardError
 
+README = Path(__file__).parents[2] / "README.md"
 HEAD = """
 name = "ct-liver"
 version = "1"
@@ -53,6 +57,13 @@ def test_a_torchscript_card_says_all_that_code_would_say():
     assert network.spacing_mm == (3, 1.5, 1.5)
     assert network.intensity.scale == (0, 1)
     assert (network.patch, network.overlap, network.blend) == ((32, 64, 64), 0.25, "gaussian")
+
+
+def test_the_card_in_the_readme_is_one():
+    blocks = re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
+    [block] = [block for block in blocks if "[network]" in block]
+    (spleen,) = card("torchscript", block, segment="").segments
+    assert (spleen.label, spleen.channel, spleen.type.meaning) == ("Spleen", 1, "Spleen")
 
 
 def test_a_bundle_and_an_nnunet_have_their_usual_places():

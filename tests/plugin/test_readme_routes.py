@@ -20,7 +20,8 @@ README = Path(__file__).parents[2] / "README.md"
 
 @pytest.fixture(scope="module")
 def routes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Route, ...]:
-    [block] = re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
+    [block] = [block for block in blocks if "[[routes]]" in block]
     file = tmp_path_factory.mktemp("readme") / "segnode.toml"
     file.write_text('[node]\nname = "readme"\n' + block)
     return load_settings(file).routes

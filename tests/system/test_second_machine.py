@@ -77,6 +77,7 @@ intended_use = "Tests."
 limitations = ["It is a threshold of {DENSE_HU} HU."]
 licence = "AGPL-3.0-or-later"
 memory_bytes = 100_000_000
+cpu = true
 time_limit_s = 60
 [input]
 modality = "CT"
