@@ -364,7 +364,10 @@ def test_one_question_is_asked_at_a_terminal(
     tmp_path: Path, data: Path, answer: str, code: int
 ) -> None:
     brought = torchscript(tmp_path / "shapes")
-    ours, theirs = pty.openpty()
+    try:
+        ours, theirs = pty.openpty()
+    except OSError:
+        pytest.skip("no pseudo-terminal can be had here: /dev/pts is not mounted")
     with os.fdopen(ours, "r+b", buffering=0) as terminal:
         process = subprocess.Popen(
             [SEGNODE, "models", "add", brought, "--data", data],
