@@ -15,7 +15,7 @@ from pathlib import Path
 import urllib3
 
 from segnode_contract.job import Stage
-from segnode_models.registry import offer_of
+from segnode_models.registry import ListedModel, offer_of
 from segnode_worker.archive import DicomWebArchive, confirm, result_uids
 from segnode_worker.inputs import Fetched
 from segnode_worker.model_client import ModelProcess
@@ -35,6 +35,27 @@ def main() -> None:
     service = ModelService(models=data / "models")
     service.start()
     seconds: dict[str, float] = {}
+    try:
+        models = ModelProcess(service)
+        models.models(60)
+        one_job(archive, models, listed, (study, series), seconds)
+        second: dict[str, float] = {}
+        one_job(archive, models, listed, (study, series), second)
+        own_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak_mb = own_mb + model_process_peak_mb()
+    finally:
+        service.stop()
+    print(json.dumps({**seconds, "second": second["chain"], "peak_mb": peak_mb}))
+
+
+def one_job(
+    archive: DicomWebArchive,
+    models: ModelProcess,
+    listed: ListedModel,
+    where: tuple[str, str],
+    seconds: dict[str, float],
+) -> None:
+    """Run a job from the archive to the archive, and note the seconds of its steps."""
 
     @contextmanager
     def stage(which: Stage) -> Iterator[None]:
@@ -42,35 +63,28 @@ def main() -> None:
         yield
         seconds[str(which)] = time.perf_counter() - began
 
-    try:
-        models = ModelProcess(service)
-        models.models(60)
-        began = time.perf_counter()
-        with stage(Stage.FETCH):
-            files = archive.fetch_series(study, series)
-        made = make_result(
-            Fetched(files=files),
-            card=listed.card,
-            models=models,
-            identity=ResultIdentity(
-                job_key=os.urandom(32).hex(), model_digest=listed.digest, node_id="bench"
-            ),
-            made_at=datetime.now().astimezone(),
-            stage=stage,
-        )
-        [seg] = made.objects
-        with stage(Stage.STORE):
-            archive.store(study, seg.data)
-            confirm(archive, study, seg.data)
-        seconds["chain"] = time.perf_counter() - began
-        own_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        peak_mb = own_mb + model_process_peak_mb()
-    finally:
-        service.stop()
+    study, series = where
+    began = time.perf_counter()
+    with stage(Stage.FETCH):
+        files = archive.fetch_series(study, series)
+    made = make_result(
+        Fetched(files=files),
+        card=listed.card,
+        models=models,
+        identity=ResultIdentity(
+            job_key=os.urandom(32).hex(), model_digest=listed.digest, node_id="bench"
+        ),
+        made_at=datetime.now().astimezone(),
+        stage=stage,
+    )
+    [seg] = made.objects
+    with stage(Stage.STORE):
+        archive.store(study, seg.data)
+        confirm(archive, study, seg.data)
+    seconds["chain"] = time.perf_counter() - began
+    seconds["infer"] += seconds.pop("turn")
     volumes = {m.segment: m.value for m in made.findings.measurements}
     print(volumes, len(seg.data), result_uids(seg.data)[1], file=sys.stderr)
-    seconds["infer"] += seconds.pop("turn")
-    print(json.dumps({**seconds, "peak_mb": peak_mb}))
 
 
 def series_of(url: str, study: str) -> str:

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 
 import highdicom as hd
@@ -49,13 +48,26 @@ def main() -> None:
     series = series_of(url, study)
     network = torch.jit.load(str(data / "models/shapes/model.ts")).eval()
     seconds: dict[str, float] = {}
+    _one_job(client, network, (study, series), seconds)
+    second: dict[str, float] = {}
+    _one_job(client, network, (study, series), second)
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({**seconds, "second": second["chain"], "peak_mb": peak_mb}))
 
+
+def _one_job(
+    client: DICOMwebClient,
+    network: torch.nn.Module,
+    where: tuple[str, str],
+    seconds: dict[str, float],
+) -> None:
     @contextmanager
     def step(name: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
         seconds[name] = time.perf_counter() - began
 
+    study, series = where
     began = time.perf_counter()
     with step("fetch"):
         images = client.retrieve_series(study, series)
@@ -67,14 +79,10 @@ def main() -> None:
         labels = _segment(image, network)
     with step("encode"):
         seg = _encode(images, labels)
-        stream = BytesIO()
-        seg.save_as(stream)
     with step("store"):
         client.store_instances([seg], study)
     seconds["chain"] = time.perf_counter() - began
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(np.bincount(labels.reshape(-1)), stream.tell(), file=sys.stderr)
-    print(json.dumps({**seconds, "peak_mb": peak_mb}))
+    print(np.bincount(labels.reshape(-1)), file=sys.stderr)
 
 
 def _affine(images: list[Dataset]) -> np.ndarray:
