@@ -73,10 +73,15 @@ def model_process_peak_mb() -> int:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
         # what stands before it makes its cell, and then waits
         if b"segnode_models.server" in command and b"--die-with-parent" not in command:
-            status = Path(f"/proc/{pid}/status").read_text()
-            [line] = [row for row in status.splitlines() if row.startswith("VmHWM")]
-            return int(line.split()[1]) // 1024
+            return peak_mb_of(pid)
     return 0
+
+
+def peak_mb_of(pid: int) -> int:
+    """Return the peak memory of a process; getrusage would count what its parent had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [line] = [row for row in status.splitlines() if row.startswith("VmHWM")]
+    return int(line.split()[1]) // 1024
 
 
 def main() -> None:

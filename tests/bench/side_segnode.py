@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from segnode_worker.model_service import ModelService
 from segnode_worker.pipeline import make_result
 from segnode_worker.segmentation import ResultIdentity
 
-from .bench import model_process_peak_mb
+from .bench import model_process_peak_mb, peak_mb_of
 
 
 def main() -> None:
@@ -41,8 +40,7 @@ def main() -> None:
         one_job(archive, models, listed, (study, series), seconds)
         second: dict[str, float] = {}
         one_job(archive, models, listed, (study, series), second)
-        own_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        peak_mb = own_mb + model_process_peak_mb()
+        peak_mb = peak_mb_of(os.getpid()) + model_process_peak_mb()
     finally:
         service.stop()
     print(json.dumps({**seconds, "second": second["chain"], "peak_mb": peak_mb}))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 import warnings
@@ -35,6 +34,7 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from tests.models.trained import CLIP_HU, PATCH, SPACING_MM
 
+from .bench import peak_mb_of
 from .side_segnode import series_of
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     _one_job(client, network, (study, series), seconds)
     second: dict[str, float] = {}
     _one_job(client, network, (study, series), second)
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak_mb = peak_mb_of(os.getpid())
     print(json.dumps({**seconds, "second": second["chain"], "peak_mb": peak_mb}))
 
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset
@@ -130,6 +131,7 @@ def _associate(peer: Peer, kinds: Iterable[tuple[str, str]]) -> Association:
         peer.host, peer.port, ae_title=peer.aet, evt_handlers=[(evt.EVT_CONN_OPEN, _at_once)]
     )
     if link.is_established:
+        _keep_answers(link)
         return link
     where = f"{peer.aet} at {peer.host}:{peer.port}"
     if link.is_rejected:
@@ -138,6 +140,24 @@ def _associate(peer: Peer, kinds: Iterable[tuple[str, str]]) -> Association:
             f"must be {peer.aet}."
         )
     raise SetupError(f"{where} does not answer; is it running, and are host and port right?")
+
+
+def _keep_answers(link: Association) -> None:
+    """Give back answers that pynetdicom's own thread takes by mistake.
+
+    `send_c_store` has that thread pause, and can take an earlier pause for the one that it asked
+    for (3.0.4). The thread then drops the answer as unexpected, and the sender waits for half a
+    minute and gives up.
+    """
+    serve = link._serve_request
+
+    def kept(message: Any, context_id: int) -> None:
+        if message.is_valid_request:
+            serve(message, context_id)
+        else:
+            link.dimse.msg_queue.put((context_id, message))
+
+    vars(link)["_serve_request"] = kept
 
 
 def _at_once(event: evt.Event) -> None:
