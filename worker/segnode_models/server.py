@@ -119,7 +119,6 @@ class Server:
             os._exit(0)
 
     def _list(self, link: socket.socket) -> None:
-        send(link, {"started": True})
         offer = self._usable()
         models = [{"digest": d, "card": m.card.source} for d, m in offer.models.items()]
         refused = {name: [e.code, e.sentence] for name, e in offer.refused.items()}

@@ -110,8 +110,8 @@ class ModelProcess:
         ModelBusy
             If it is not up within so many seconds.
         """
-        with self._turn({"ask": "models"}, [], within_s) as (link, _):
-            reply = _reply(link, within_s, _unheard)
+        with self._turn({"ask": "models"}, [], within_s) as (_, reply):
+            pass  # one that ends before it answers is asked again, anew
         return Known(
             models=[
                 KnownModel(card=parse_card(m["card"], where="a model's card"), digest=m["digest"])
