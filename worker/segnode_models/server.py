@@ -121,11 +121,10 @@ class Server:
     def _list(self, link: socket.socket) -> None:
         offer = self._usable()
         models = [{"digest": d, "card": m.card.source} for d, m in offer.models.items()]
-        refused = {name: [e.code, e.sentence] for name, e in offer.refused.items()}
+        refused = {name: error.sentence for name, error in offer.refused.items()}
         if self._shelf.device == HOST and any(Path("/dev").glob("nvidia[0-9]*")):
-            refused["(GPU)"] = ["no-gpu", _NO_CUDA]
-        loaded = {digest: need.weights for digest, need in self._shelf.loaded.items()}
-        send(link, {"models": models, "refused": refused, "loaded": loaded})
+            refused["(GPU)"] = _NO_CUDA
+        send(link, {"models": models, "refused": refused})
 
     def _usable(self) -> Offer:
         offer = self._offer()

@@ -69,7 +69,7 @@ class _Asked:
 Told = Callable[[float | None], None]
 
 
-def _unheard(fraction: float | None) -> None:
+def unheard(fraction: float | None) -> None:
     """Nobody asks how far it is."""
 
 
@@ -117,7 +117,7 @@ class ModelProcess:
                 KnownModel(card=parse_card(m["card"], where="a model's card"), digest=m["digest"])
                 for m in reply["models"]
             ],
-            refused={name: sentence for name, (_, sentence) in reply["refused"].items()},
+            refused=reply["refused"],
         )
 
     def segment(
@@ -131,7 +131,7 @@ class ModelProcess:
         prior: NDArray[np.uint8] | None = None,
         thrifty: bool = False,
         stage: StageTimer = _untimed,
-        told: Told = _unheard,
+        told: Told = unheard,
     ) -> tuple[NDArray[np.uint8], Findings]:
         """Run one model.
 
@@ -234,7 +234,7 @@ class ModelProcess:
         """Have the model stop, or end its process; the other models there stay warm if it obeys."""
         try:
             send(link, {"ask": "stop"})
-            _last_word(link, _STOP_S, _unheard)
+            _last_word(link, _STOP_S, unheard)
         except (ModelProcessDied, ConnectionError):
             return
         except TimeoutError:
@@ -246,7 +246,7 @@ class ModelProcess:
         request: dict[str, Any],
         fds: list[int],
         within_s: float = _TURN_S,
-        told: Told = _unheard,
+        told: Told = unheard,
     ) -> Iterator[tuple[socket.socket, dict[str, Any]]]:
         """Send a request, wait until its turn comes, and give what the process says then.
 

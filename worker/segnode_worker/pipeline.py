@@ -31,6 +31,7 @@ from segnode_contract.ledger import WorkLedger
 from segnode_worker.archive import Archive, collision, confirm, result_uids, same_content
 from segnode_worker.inputs import Fetched, Inputs, PriorResult, stack_inputs
 from segnode_worker.instance import BROKEN
+from segnode_worker.model_client import Told, unheard
 from segnode_worker.plausible import counts_of, judged, voxel_ml
 from segnode_worker.proof import prove
 from segnode_worker.segmentation import ResultIdentity, encode
@@ -52,12 +53,8 @@ class Segmenter(Protocol):
         prior: NDArray[np.uint8] | None,
         thrifty: bool = False,
         stage: StageTimer,
-        told: Callable[[float | None], None],
+        told: Told,
     ) -> tuple[NDArray[np.uint8], Findings]: ...
-
-
-def _unheard(fraction: float | None) -> None:
-    """Nobody asks how far it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +241,7 @@ def make_result(
     identity: ResultIdentity,
     made_at: datetime,
     stage: StageTimer,
-    told: Callable[[float | None], None] = _unheard,
+    told: Told = unheard,
     content: str | None = None,
     thrifty: bool = False,
 ) -> Made:
