@@ -9,11 +9,11 @@ from pathlib import Path
 
 from segnode_cli.show import say
 from segnode_contract.card import Card
-from segnode_contract.errors import SetupError, UnknownModel
+from segnode_contract.errors import SetupError
 from segnode_contract.identity import job_key
 from segnode_contract.job import Stage
 from segnode_contract.settings import Models
-from segnode_models.registry import ListedModel, offer_of
+from segnode_models.registry import offer_of
 from segnode_worker.archive import result_uids
 from segnode_worker.folder import FolderArchive
 from segnode_worker.inputs import Fetched
@@ -40,7 +40,7 @@ def segment_folder(path: Path, model: str, out: Path, settings: Models, data: Pa
         If there is no such model.
     """
     folder = models_folder(data) if data.exists() else None
-    listed = _model(model, folder)
+    listed = offer_of(folder).named(model)
     card, digest = listed.card, listed.digest
     archive = FolderArchive(path, out)
     study_uid, series_uid = _the_series(archive, card, path)
@@ -76,17 +76,6 @@ def segment_folder(path: Path, model: str, out: Path, settings: Models, data: Pa
     for withheld in made.findings.withheld:
         say(f"segment {withheld.segment} is left out: {withheld.reason}")
     return str(out)
-
-
-def _model(name: str, folder: Path | None) -> ListedModel:
-    offer = offer_of(folder)
-    for listed in offer.models.values():
-        if listed.card.name == name:
-            return listed
-    if name in offer.refused:
-        raise offer.refused[name]
-    known = ", ".join(sorted(listed.card.name for listed in offer.models.values()))
-    raise UnknownModel(f"There is no model '{name}'; there are {known}.")
 
 
 def _the_series(archive: FolderArchive, card: Card, path: Path) -> tuple[str, str]:

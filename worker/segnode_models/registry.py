@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from segnode_contract.card import Card, parse_card
-from segnode_contract.errors import CardError, ModelUntrusted, SegnodeError
+from segnode_contract.errors import CardError, ModelUntrusted, SegnodeError, UnknownModel
 from segnode_models.kinds import load_builtin, load_network
 from segnode_models.model import Model
 from segnode_models.trust import check_pins, pinned_models, pins_path
@@ -40,6 +40,24 @@ class Offer:
 
     models: dict[str, ListedModel]
     refused: dict[str, SegnodeError]
+
+    def named(self, name: str) -> ListedModel:
+        """Return the model of a name.
+
+        Raises
+        ------
+        UnknownModel
+            If there is none.
+        SegnodeError
+            If it is refused; why.
+        """
+        for one in self.models.values():
+            if one.card.name == name:
+                return one
+        if name in self.refused:
+            raise self.refused[name]
+        known = ", ".join(sorted(one.card.name for one in self.models.values()))
+        raise UnknownModel(f"There is no model '{name}'; there are {known}.")
 
 
 def builtin_models() -> list[ListedModel]:

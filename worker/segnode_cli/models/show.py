@@ -58,7 +58,7 @@ def show_model(data: Path, name: str, as_json: bool) -> None:
     SegnodeError
         If it is refused; why.
     """
-    one = _model(data / MODELS, name)
+    one = offer_of(data / MODELS).named(name)
     files = _files(data / MODELS, name)
     if as_json:
         print(json.dumps(_entry(one) | {"files": [asdict(file) for file in files]}))
@@ -166,17 +166,6 @@ def size_of(count: int) -> str:
     if count < 1_000_000:
         return f"{count / 1000:.1f} kB"
     return f"{count / 1e6:.1f} MB" if count < 1_000_000_000 else f"{count / 1e9:.1f} GB"
-
-
-def _model(models: Path, name: str) -> ListedModel:
-    offer = offer_of(models)
-    for one in offer.models.values():
-        if one.card.name == name:
-            return one
-    if name in offer.refused:
-        raise offer.refused[name]
-    known = [one.card.name for one in offer.models.values()]
-    raise UnknownModel(f"There is no model '{name}'{_others(known)}.")
 
 
 def _others(names: list[str]) -> str:
