@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -130,7 +129,7 @@ def test_what_the_network_finds_lies_where_it_is_in_the_patient(
     random.Random(3).shuffle(images)
     made = make_result(
         Fetched(files=[as_file(image) for image in images]),
-        card=replace(model.card),
+        card=model.card,
         models=InProcess(model),
         identity=ResultIdentity(job_key="ab" * 32, model_digest="cd" * 32, node_id="n"),
         made_at=datetime(2026, 2, 3),
