@@ -6,9 +6,8 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, func, select, update
 
 from segnode_contract.errors import (
     LedgerUnavailable,
@@ -19,13 +18,13 @@ from segnode_contract.errors import (
     TransientError,
 )
 from segnode_contract.findings import Findings
-from segnode_contract.job import Claim, JobState, Priority, ResultObject, Stage
+from segnode_contract.job import Claim, JobState, ResultObject, Stage
 from segnode_contract.ledger import schema
-from segnode_contract.ledger.clock import local_hour, now_s
+from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
 from segnode_contract.ledger.queue import release
-from segnode_contract.ledger.upsert import upsert
+from segnode_contract.ledger.turns import next_job
 from segnode_contract.settings import Background, Limits
 
 _TOLD_S = 0.8
@@ -83,7 +82,7 @@ class WorkLedger:
         """
         job = schema.job
         with self._ledger.write() as connection:
-            row = self._best(connection, lane, digests)
+            row = next_job(connection, lane, digests, self._background)
             if row is None:
                 return None
             epoch = row.lease_epoch + 1
@@ -126,53 +125,6 @@ class WorkLedger:
                 input_digest=row.input_digest or "",
                 thrifty=_lacked_memory(connection, row.key, row.tried_since),
             )
-
-    def _best(self, connection: Connection, lane: str, digests: Collection[str]) -> Row[Any] | None:
-        """Return the job that comes first: by priority, then by age.
-
-        Stat comes before everything. Of `Background.one_in` jobs that are not stat, one is
-        background work where any waits and its hours are open.
-        """
-        job, counter = schema.job, schema.lane
-        passed_over = connection.scalar(select(counter.c.passed_over).where(counter.c.name == lane))
-        order = [Priority.STAT, Priority.ROUTINE]
-        if self._background.open_at(local_hour(connection)):
-            its_turn = (passed_over or 0) >= self._background.one_in - 1
-            order.insert(1 if its_turn else 2, Priority.BACKGROUND)
-        for priority in order:
-            row = connection.execute(
-                select(job)
-                .where(
-                    job.c.lane == lane,
-                    job.c.state == JobState.QUEUED,
-                    job.c.priority == int(priority),
-                    job.c.not_before <= now_s(),
-                    job.c.model_digest.in_(digests),
-                )
-                .order_by(job.c.created_at, job.c.route_rank)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            ).first()
-            if row is not None:
-                self._count(connection, lane, priority, passed_over)
-                return row
-        return None
-
-    def _count(
-        self, connection: Connection, lane: str, priority: Priority, passed_over: int | None
-    ) -> None:
-        """Count routine jobs since the last background job, as far as it matters."""
-        table = schema.lane
-        if priority == Priority.ROUTINE and (passed_over or 0) < self._background.one_in:
-            upsert(
-                connection,
-                table,
-                {"name": lane},
-                {"passed_over": table.c.passed_over + 1},
-                at_first={"passed_over": 1},
-            )
-        elif priority == Priority.BACKGROUND and passed_over:
-            connection.execute(update(table).where(table.c.name == lane).values(passed_over=0))
 
     def card(self, claim: Claim) -> str:
         """Return the TOML of the card of the claim's model."""
