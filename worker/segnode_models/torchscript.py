@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,8 @@ from segnode_models.grid_change import (
 )
 from segnode_models.memory import lacks_memory
 from segnode_models.model import InputVolume, Told
-from segnode_models.windows import Network, Windows, scores_of, slide
+from segnode_models.program import load_program
+from segnode_models.windows import Windows, scores_of, slide
 
 _MOST_CHANNELS = 8
 """Tried, to tell how many a network takes when it refuses the card's number."""
@@ -45,7 +45,7 @@ class TorchScriptModel:
         self._network = network
         self._device = device
         self._half = bool(card.half_precision_checked) and device.type == "cuda"
-        self._program = _load(folder, network.weights, device)
+        self._program = load_program(folder / network.weights, device)
         self._check_channels()
 
     @torch.inference_mode()
@@ -119,25 +119,6 @@ class TorchScriptModel:
         except ModelFailed:
             pass  # it took them, whatever it gave
         return True
-
-
-def _load(folder: Path, weights: str, device: torch.device) -> Network:
-    try:
-        with warnings.catch_warnings():
-            # no other way loads what users have; PyTorch names no date
-            warnings.filterwarnings("ignore", r"`torch\.jit\.load` is", DeprecationWarning)
-            program: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-                str(folder / weights), device
-            )
-    except (RuntimeError, ValueError, OSError) as error:
-        if lacks_memory(error):
-            raise
-        raise ModelFailed(
-            f"The weights {folder.name}/{weights} are missing, damaged, or no TorchScript program; "
-            "a state dictionary alone is not enough for kind torchscript.",
-            code="model-weights",
-        ) from error
-    return program.eval()
 
 
 def map_intensity(values: Tensor, intensity: Intensity) -> None:

@@ -31,7 +31,8 @@ from segnode_models.bundle.inversion import (
     Step,
     with_channelwise_inversion,
 )
-from segnode_models.bundle.weights import load_program, load_state
+from segnode_models.bundle.weights import load_state
+from segnode_models.program import load_program
 
 _METADATA = "configs/metadata.json"
 _IDS = {

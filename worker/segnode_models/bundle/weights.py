@@ -1,4 +1,4 @@
-"""Weights of a bundle: a state dictionary, or a TorchScript program that needs no code beside it.
+"""Weights of a bundle: a state dictionary for the network of its configuration.
 
 Nothing here unpickles freely: safetensors holds tensors alone, and `torch.load` is told to take
 nothing else.
@@ -7,7 +7,6 @@ nothing else.
 from __future__ import annotations
 
 import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,23 +21,6 @@ from segnode_contract.errors import ModelFailed
 
 _WRAPPERS = ("model", "state_dict", "network")
 """Keys under which training programs save a state dictionary."""
-
-
-def load_program(path: Path, device: torch.device) -> Module:
-    """Load a TorchScript program whose digest was checked.
-
-    Raises
-    ------
-    ModelFailed
-        ``model-weights``, if it cannot be read.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
-            program: Module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _unreadable(path, "is it whole, and a TorchScript program?") from error
-    return program.eval()
 
 
 def load_state(network: Module, path: Path) -> None:
