@@ -24,6 +24,8 @@ _KINDS = {
     "float": "a number",
     "bool": "true or false",
 }
+MODELS = "models"
+"""Folder of the models that were added, in a node's data folder."""
 ROLES = ("administrator", "viewer", "worker")
 
 

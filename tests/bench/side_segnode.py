@@ -30,7 +30,7 @@ def main() -> None:
     data, url, study = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     archive = DicomWebArchive(f"{url}/dicom-web", "worker", os.environ["BENCH_PASSWORD"])
     listed = next(m for m in offer_of(data / "models").models.values() if m.card.name == "shapes")
-    series = os.environ.get("BENCH_SERIES") or series_of(url, study)
+    series = series_of(url, study)
     service = ModelService(models=data / "models")
     service.start()
     seconds: dict[str, float] = {}

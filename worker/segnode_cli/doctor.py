@@ -20,7 +20,7 @@ from segnode_cli.show import console, say
 from segnode_cli.supervise import check_programs
 from segnode_contract.errors import SegnodeError, SetupError
 from segnode_contract.ledger import Ledger, LedgerView
-from segnode_contract.settings import load_settings
+from segnode_contract.settings import MODELS, load_settings
 from segnode_models.registry import offer_of
 from segnode_models.trust import pinned_models
 from segnode_worker.archive import trust_in
@@ -59,7 +59,7 @@ def examine(data: Path) -> bool:
 
 
 def _models(data: Path) -> str:
-    offer = offer_of(data / "models")
+    offer = offer_of(data / MODELS)
     for error in offer.refused.values():
         raise error
     return ", ".join(listed.card.name for listed in offer.models.values())
@@ -69,7 +69,7 @@ def _sandbox(data: Path) -> str:
     trouble = why_not()
     if not trouble:
         return "bubblewrap makes cells for added models"
-    if pinned_models(data / "models"):
+    if pinned_models(data / MODELS):
         raise SetupError(
             f"No cell can be made for the added models, which are refused: {trouble}. In a "
             "container, allow user namespaces; or accept the risk with sandbox = false in [models]."

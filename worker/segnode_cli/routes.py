@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
+from segnode_contract.settings import MODELS
 from segnode_models.registry import cards_of
 from segnode_plugin import route_check
 from segnode_plugin.route_check import Complaint
@@ -24,4 +25,4 @@ def check_routes(config: Path, data: Path) -> list[Complaint]:
 
     The models are those of the node in `data`, whether it runs or not.
     """
-    return route_check.check_routes(config, Keywords(), cards_of(data / "models"))
+    return route_check.check_routes(config, Keywords(), cards_of(data / MODELS))

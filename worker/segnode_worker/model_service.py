@@ -14,7 +14,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from segnode_worker.sandbox import MODELS, sandboxed, why_not
+from segnode_contract.settings import MODELS
+from segnode_worker.sandbox import MODELS_INSIDE, sandboxed, why_not
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ _FOLDER = "segnode-model-"
 
 def models_folder(data: Path) -> Path:
     """Return the folder of added models of a node whose data are in `data`; it is made."""
-    folder = data / "models"
+    folder = data / MODELS
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)  # the model process reads it under an id of its own
     return folder
@@ -133,7 +134,7 @@ class ModelService:
         seen |= {"SEGNODE_MODEL_TRUST": str(int(self._trusted))}
         seen |= {"SEGNODE_MODEL_MEMORY_MB": str(self._memory_mb)}
         if self._models:
-            seen["SEGNODE_MODELS"] = str(MODELS if self._cell else self._models)
+            seen["SEGNODE_MODELS"] = str(MODELS_INSIDE if self._cell else self._models)
         return seen
 
     def _keep_alive(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-MODELS = Path("/models")
+MODELS_INSIDE = Path("/models")
 """Where the folder of models stands inside."""
 TEMPORARY = "/tmp"  # noqa: S108 # a file system of its own, in memory, inside
 _USER = 61790
@@ -35,7 +35,7 @@ def sandboxed(models: Path | None, reads: Sequence[Path] = ()) -> list[str]:
     Parameters
     ----------
     models
-        The folder of models, seen as `MODELS`.
+        The folder of models, seen as `MODELS_INSIDE`.
     reads
         What else it may read, beside Python, its packages and ours.
     """
@@ -64,7 +64,7 @@ def sandboxed(models: Path | None, reads: Sequence[Path] = ()) -> list[str]:
     if devices:  # CUDA looks there for where a GPU is plugged in
         command += ["--ro-bind", "/sys", "/sys"]
     if models is not None:
-        command += ["--ro-bind", str(models), str(MODELS)]
+        command += ["--ro-bind", str(models), str(MODELS_INSIDE)]
     command += ["--chdir", TEMPORARY, "--setenv", "HOME", TEMPORARY]
     command += ["--setenv", "USER", "segnode"]  # libraries ask, and no list of users is there
     limits = ["/usr/bin/prlimit", f"--nproc={_PROCESSES}", "--core=0"]

@@ -17,12 +17,13 @@ from rich.text import Text
 from segnode_cli.models.archive import archive_stem, unpack
 from segnode_cli.models.draft import MOST_NAME, Draft, draft_card
 from segnode_cli.models.inspect import CARD, TORCHSCRIPT, ModelFile, inspect_file, plain
-from segnode_cli.models.show import MODELS, agreed, file_table, lines_of, purpose, size_of
+from segnode_cli.models.show import agreed, file_table, lines_of, purpose, size_of
 from segnode_cli.models.store import ModelStore, copy_files
 from segnode_cli.show import console, say
 from segnode_contract.card import Card, parse_card
 from segnode_contract.card_network import BundleNetwork, NnunetNetwork, TorchScriptNetwork
 from segnode_contract.errors import CardError, SegnodeError, SetupError
+from segnode_contract.settings import MODELS
 from segnode_models.registry import builtin_models
 from segnode_models.trust import Pins, read_pins
 

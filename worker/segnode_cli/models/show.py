@@ -20,11 +20,10 @@ from segnode_cli.models.store import ModelStore
 from segnode_cli.show import console, say
 from segnode_contract.card import Card, Code, Segment
 from segnode_contract.errors import SetupError, UnknownModel
+from segnode_contract.settings import MODELS
 from segnode_models.registry import ListedModel, builtin_models, offer_of
 from segnode_models.trust import Pins, pinned_models, pins_path, read_pins
 
-MODELS = "models"
-"""Folder of the added models, in the data folder of a node."""
 _NAMED_SEGMENTS = 3
 
 
