@@ -72,6 +72,9 @@ class Card:
     """Anatomical direction in which each index grows, slices first: ``HPL`` is towards head,
     posterior, left."""
     min_slices: int
+    largest_gap_mm: float | None
+    """The widest distance of two slices between which the model may be given interpolated voxels;
+    None for none where one slice seems to be missing, and any where all are evenly spaced."""
     inputs: tuple[InputSeries, ...]
     """Empty for a model that takes one series."""
     builds_on: str
@@ -144,6 +147,7 @@ def parse_card(text: str, *, where: str) -> Card:
         modality=needs.text("modality"),
         orientation=orientation,
         min_slices=int(needs.number("min_slices")),
+        largest_gap_mm=(needs.number("largest_gap_mm") if "largest_gap_mm" in needs.data else None),
         inputs=_inputs(needs),
         builds_on=needs.text("builds_on") if "builds_on" in needs.data else "",
         memory_bytes=int(table.number("memory_bytes")),
@@ -202,7 +206,8 @@ _LINES = (
     "segments",
 )
 _INPUT_LINES = (
-    *("modality", "orientation", "min_slices", "spacing_mm", "intensity", "builds_on", "series"),
+    *("modality", "orientation", "min_slices", "largest_gap_mm", "spacing_mm", "intensity"),
+    *("builds_on", "series"),
 )
 _SEGMENT_LINES = (
     *("number", "label", "plane", "value", "channel", "category", "type", "modifiers", "colour"),

@@ -13,6 +13,8 @@ class Withheld:
 
     segment: int
     reason: str
+    stack: int = 1
+    """Which stack of the series it is said of: a series may hold several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,7 @@ class Marked:
 
     segment: int
     reason: str
+    stack: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +36,18 @@ class Measurement:
     unit: str
     """UCUM: ``ml``, ``%``, ``[hnsf'U]``."""
     reason: str = ""
+    stack: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
+    """What is to be known beside the labels."""
+
     withheld: tuple[Withheld, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     marked: tuple[Marked, ...] = ()
+    limitations: tuple[str, ...] = ()
+    """Sentences on what of the images was not as it should be, and what was not segmented."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists and dictionaries."""
@@ -52,4 +60,5 @@ class Findings:
             withheld=tuple(Withheld(**item) for item in data["withheld"]),
             measurements=tuple(Measurement(**item) for item in data["measurements"]),
             marked=tuple(Marked(**item) for item in data.get("marked", ())),
+            limitations=tuple(data.get("limitations", ())),
         )

@@ -241,9 +241,9 @@ ATTRIBUTES = {
         each(ImageOrientationPatient=Raw("DS", b"\\".join([b"1"] * 10001))),
         "geometry",
     ),
-    # one series of two kinds
-    "another frame of reference": (third(FrameOfReferenceUID="1.2.3"), "mixed-frame-of-reference"),
-    "another size": (third(Rows=10), "mixed-size"),
+    # one series of two kinds, of which one is too small
+    "another frame of reference": (third(FrameOfReferenceUID="1.2.3"), "missing-slice"),
+    "another size": (third(Rows=10), "missing-slice"),
     # size
     "65535 x 65535": (each(Rows=65535, Columns=65535, PixelData=bytes(10)), "too-large"),
     "8192 x 8192 in a few bytes": (each(Rows=8192, Columns=8192, PixelData=bytes(10)), "too-large"),

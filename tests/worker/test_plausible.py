@@ -13,10 +13,13 @@ from pydicom import Dataset, dcmread
 
 from segnode_contract.card import Card
 from segnode_contract.findings import Findings, Measurement
-from segnode_worker.plausible import counts_of, judged, voxel_ml
+from segnode_worker.plausible import counts_of, judged
 from segnode_worker.proof import prove
 from segnode_worker.segmentation import ResultIdentity, encode
 from segnode_worker.stack import Stack
+
+TENTH = np.full(9, 0.1)
+"""Of a millilitre, for a pixel of each slice."""
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def test_a_volume_outside_is_withheld_and_the_value_named(
 ) -> None:
     others = on_slices[1] * (on_slices[1] != 1)
     findings = judged(
-        on_slices, counts_of(on_slices), strict, Findings(), 0.1
+        on_slices, counts_of(on_slices), strict, Findings(), TENTH
     )  # 60 voxels are 6 ml
     assert [(w.segment, w.reason) for w in findings.withheld] == [
         (2, "Implausible: 6 ml, and the model's card says that 1 to 2 ml can be true.")
@@ -50,7 +53,7 @@ def test_what_a_model_measured_of_a_withheld_segment_is_no_number_any_more(
 ) -> None:
     density = Measurement(segment=2, name="Mean density", value=-800.0, unit="[hnsf'U]")
     findings = judged(
-        on_slices, counts_of(on_slices), strict, Findings(measurements=(density,)), 0.1
+        on_slices, counts_of(on_slices), strict, Findings(measurements=(density,)), TENTH
     )
     (found,) = [m for m in findings.measurements if m.segment == 2]
     assert found.value is None
@@ -62,7 +65,7 @@ def test_a_card_can_have_it_marked_instead(
 ) -> None:
     card = replace(strict, implausible="mark")
     before = on_slices.copy()
-    findings = judged(on_slices, counts_of(on_slices), card, Findings(), 0.1)
+    findings = judged(on_slices, counts_of(on_slices), card, Findings(), TENTH)
     assert np.array_equal(on_slices, before)
     assert findings.withheld == ()
     data = encode(stack, on_slices, card, findings, identity, datetime(2026, 2, 3))
@@ -75,7 +78,7 @@ def test_a_card_can_have_it_marked_instead(
 def test_a_withheld_segment_has_no_frame_and_says_so_where_viewers_look(
     strict: Card, on_slices: NDArray[np.uint8], stack: Stack, identity: ResultIdentity
 ) -> None:
-    findings = judged(on_slices, counts_of(on_slices), strict, Findings(), 0.1)
+    findings = judged(on_slices, counts_of(on_slices), strict, Findings(), TENTH)
     data = encode(stack, on_slices, strict, findings, identity, datetime(2026, 2, 3))
     prove(data, stack=stack, labels=on_slices, card=strict, findings=findings)
     assert _segment(data, 2).SegmentLabel == "Right lung (left out)"
@@ -86,7 +89,7 @@ def test_a_withheld_segment_has_no_frame_and_says_so_where_viewers_look(
 
 def test_an_absent_segment_is_no_fault(strict: Card, on_slices: NDArray[np.uint8]) -> None:
     on_slices[on_slices == 1] = 0
-    findings = judged(on_slices, counts_of(on_slices), strict, Findings(), 0.1)
+    findings = judged(on_slices, counts_of(on_slices), strict, Findings(), TENTH)
     assert findings.withheld == findings.marked == ()
 
 
@@ -94,9 +97,8 @@ def test_volumes_that_nobody_measured_are_measured(
     card: Card, on_slices: NDArray[np.uint8], stack: Stack
 ) -> None:
     known = Measurement(segment=1, name="Volume", value=3.0, unit="ml")
-    each_ml = voxel_ml(stack.volume)
     findings = judged(
-        on_slices, counts_of(on_slices), card, Findings(measurements=(known,)), each_ml
+        on_slices, counts_of(on_slices), card, Findings(measurements=(known,)), stack.slice_ml
     )
     volumes = {m.segment: m.value for m in findings.measurements if m.name == "Volume"}
     assert volumes[1] == 3.0

@@ -111,7 +111,7 @@ def test_a_real_abdomen_is_read_by_dcmqi_voxel_by_voxel(shared_data, card, ident
 
 def test_highdicom_reads_the_same_voxels(made):
     seg = hd.seg.Segmentation.from_dataset(read(made.data))
-    uids = [source.SOPInstanceUID for source in made.stack.sources]
+    uids = [source.uid for source in made.stack.sources]
     pixels = seg.get_pixels_by_source_instance(uids)
     for segment in made.card.segments:
         truth = made.labels[segment.plane] == segment.value
@@ -175,7 +175,7 @@ def test_every_segment_has_its_name_codes_colour_and_algorithm(made, identity):
 def test_every_image_is_referred_to_and_every_frame_names_its_own(made):
     seg = read(made.data)
     (series,) = seg.ReferencedSeriesSequence
-    sources = made.stack.sources
+    sources = [source.header for source in made.stack.sources]
     assert series.SeriesInstanceUID == sources[0].SeriesInstanceUID
     assert {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence} == {
         source.SOPInstanceUID for source in sources

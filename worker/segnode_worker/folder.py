@@ -15,7 +15,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectorySto
 
 from segnode_contract.errors import BrokenInstance, SetupError
 from segnode_worker.archive import result_uids
-from segnode_worker.instance import BROKEN, inflated, valid_uid
+from segnode_worker.attributes import BROKEN, valid_uid
+from segnode_worker.instance import inflated
 
 _TAGS = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Modality"]
 _META = 1 << 12

@@ -21,6 +21,7 @@ from pydicom.valuerep import DSfloat
 
 from segnode_contract.card import Card, Segment
 from segnode_contract.errors import ModelFailed
+from segnode_worker.stack import Source
 
 _ITEM = struct.Struct("<HHI")
 _LONG = struct.Struct("<HH2sxxI")  # header of an element with a 32-bit length, PS3.5 7.1.2
@@ -76,7 +77,7 @@ def packed_pixels(labels: NDArray[np.uint8], frames: Sequence[Frame]) -> Iterato
         yield b"\0"
 
 
-def functional_groups(frames: Sequence[Frame], sources: Sequence[Dataset]) -> Iterator[bytes]:
+def functional_groups(frames: Sequence[Frame], sources: Sequence[Source]) -> Iterator[bytes]:
     """Give the items of the Per-frame Functional Groups Sequence, one per frame.
 
     Dimensions are the segment and the place along the normal, as highdicom orders them (PS3.3
@@ -108,10 +109,12 @@ def element(tag: int, representation: bytes, parts: Sequence[bytes]) -> list[byt
     return [_LONG.pack(tag >> 16, tag & 0xFFFF, representation, length), *parts]
 
 
-def _derivation(source: Dataset) -> Dataset:
+def _derivation(source: Source) -> Dataset:
     image = Dataset()
-    image.ReferencedSOPClassUID = source.SOPClassUID
-    image.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    image.ReferencedSOPClassUID = source.class_uid
+    image.ReferencedSOPInstanceUID = source.uid
+    if source.frame is not None:
+        image.ReferencedFrameNumber = source.frame
     image.PurposeOfReferenceCodeSequence = [
         _code(codes.cid7202.SourceImageForImageProcessingOperation)
     ]
@@ -122,11 +125,9 @@ def _derivation(source: Dataset) -> Dataset:
     return _group("DerivationImageSequence", derivation)
 
 
-def _position(source: Dataset) -> Dataset:
+def _position(source: Source) -> Dataset:
     position = Dataset()
-    position.ImagePositionPatient = [
-        DSfloat(value, auto_format=True) for value in source.ImagePositionPatient
-    ]
+    position.ImagePositionPatient = [DSfloat(mm, auto_format=True) for mm in source.position]
     return _group("PlanePositionSequence", position)
 
 

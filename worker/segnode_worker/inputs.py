@@ -16,7 +16,7 @@ from scipy.ndimage import affine_transform
 
 from segnode_contract.card import Card
 from segnode_contract.errors import ModelFailed, UnsuitableSeries
-from segnode_worker.instance import BROKEN
+from segnode_worker.attributes import BROKEN
 from segnode_worker.stack import Stack, stack_series
 
 _LEAST_COVERED = 0.5
@@ -203,8 +203,8 @@ def labels_of(prior: PriorResult, stack: Stack) -> NDArray[np.uint8]:
     ModelFailed
         If it is not of these images.
     """
-    labels = np.zeros((prior.card.planes, *stack.volume.spatial_shape), np.uint8)
-    sources = [source.SOPInstanceUID for source in stack.sources]
+    labels = np.zeros((prior.card.planes, *stack.values.shape), np.uint8)
+    sources = [source.uid for source in stack.sources]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote values, which may be a patient's
@@ -223,4 +223,4 @@ def labels_of(prior: PriorResult, stack: Stack) -> NDArray[np.uint8]:
         raise ModelFailed(
             f"The result of {prior.card.name} that the model builds on is not one of these images."
         ) from error
-    return labels
+    return stack.on_grid(labels)

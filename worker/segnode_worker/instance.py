@@ -1,44 +1,21 @@
-"""One single-frame image: what its header says."""
+"""One image: what its header says of all of its frames."""
 
 from __future__ import annotations
 
-import re
-import struct
 import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, TypeVar
 
 from pydicom import Dataset
 from pydicom.dataset import FileDataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from segnode_contract.errors import BrokenInstance
-
-BROKEN = (
-    BytesLengthException,
-    InvalidDicomError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RecursionError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-"""What pydicom and the decoders raise on files that are not as they should be; they share no base
-class, and each of these was met on damaged files."""
-
-T = TypeVar("T")
+from segnode_worker.attributes import BROKEN, Reader
 
 _PREFIX = slice(128, 132)  # PS3.10 7.1
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010), both byte orders
@@ -56,11 +33,7 @@ _NOT_DEFLATED = _DEFLATED[:8] + b"1.2.840.10008.1.2.1\0\0\0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """What stacking needs of one image; `header` holds the whole dataset without its pixels.
-
-    Lengths are in millimetres, in the patient coordinate system (LPS); None is said where the
-    attribute is absent or empty.
-    """
+    """What stacking needs of one image; `header` holds the whole dataset without its pixels."""
 
     uid: str
     study_uid: str
@@ -79,19 +52,17 @@ class Instance:
     """Bits Allocated, Bits Stored, High Bit (PS3.5 8.1.1)."""
     representation: int
     """Pixel Representation: 1 where the stored values have a sign."""
-    position: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-    spacing: tuple[float, ...] | None
-    thickness: float | None
     frame_of_reference_uid: str
-    slope: float | None
-    intercept: float | None
-    rescale_type: str
     header: Dataset
     file: bytes
     """The Part 10 file, inflated where it came deflated."""
     pixel_offset: int
     """Where the Pixel Data element starts in `file`."""
+
+    @property
+    def enhanced(self) -> bool:
+        """Whether its frames are described by functional groups (PS3.3 C.7.6.16)."""
+        return "SharedFunctionalGroupsSequence" in self.header
 
 
 def parse_instance(file: bytes, place: int) -> Instance:
@@ -123,21 +94,6 @@ def parse_instance(file: bytes, place: int) -> Instance:
             "broken-instance",
             f"{name} cannot be read ({type(error).__name__}); send it again from where it came.",
         ) from error
-
-
-def valid_uid(value: object) -> str:
-    """Return a UID as text, which may become part of a path.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
-    text = str(value)
-    # leading zeros, which PS3.5 9.1 forbids, are met in practice
-    if len(text) > 64 or not re.fullmatch(r"[0-9]+(\.[0-9]+)*", text):
-        raise ValueError("it is not a UID")
-    return text
 
 
 def inflated(file: bytes) -> bytes:
@@ -187,8 +143,8 @@ def _instance(header: FileDataset, file: bytes, pixel_offset: int, name: str) ->
             "broken-instance",
             f"{name} is cut short, or has no SOP Instance UID; send it again from where it came.",
         )
-    uid = _Reader(header, name).uid("SOPInstanceUID")
-    read = _Reader(header, f"The image {uid}")
+    uid = Reader(header, name).uid("SOPInstanceUID")
+    read = Reader(header, f"The image {uid}")
     allocated = read.whole("BitsAllocated", 0)
     stored = read.whole("BitsStored", allocated)
     return Instance(
@@ -196,7 +152,7 @@ def _instance(header: FileDataset, file: bytes, pixel_offset: int, name: str) ->
         study_uid=read.uid("StudyInstanceUID"),
         series_uid=read.uid("SeriesInstanceUID"),
         class_uid=read.uid("SOPClassUID"),
-        transfer_syntax=UID(_Reader(header.file_meta, read.name).uid("TransferSyntaxUID")),
+        transfer_syntax=UID(Reader(header.file_meta, read.name).uid("TransferSyntaxUID")),
         modality=read.text("Modality"),
         image_type=read.texts("ImageType"),
         frames=read.whole("NumberOfFrames", 1),
@@ -207,72 +163,13 @@ def _instance(header: FileDataset, file: bytes, pixel_offset: int, name: str) ->
         columns=read.whole("Columns", 0),
         bits=(allocated, stored, read.whole("HighBit", stored - 1)),
         representation=read.whole("PixelRepresentation", 0),
-        position=read.numbers("ImagePositionPatient"),
-        orientation=read.numbers("ImageOrientationPatient"),
-        spacing=read.numbers("PixelSpacing"),
-        thickness=read.number("SliceThickness"),
         frame_of_reference_uid=(
             read.uid("FrameOfReferenceUID") if header.get("FrameOfReferenceUID") else ""
         ),
-        slope=read.number("RescaleSlope"),
-        intercept=read.number("RescaleIntercept"),
-        rescale_type=read.text("RescaleType"),
         header=header,
         file=file,
         pixel_offset=pixel_offset,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reads values of a header by the kind that they must have, and names what is of another."""
-
-    header: Dataset
-    name: str
-
-    def uid(self, keyword: str) -> str:
-        return self._as(valid_uid, keyword, "bad-uid")
-
-    def text(self, keyword: str) -> str:
-        return self._as(lambda value: str(value or ""), keyword)
-
-    def texts(self, keyword: str) -> tuple[str, ...]:
-        return self._as(_texts, keyword)
-
-    def whole(self, keyword: str, absent: int) -> int:
-        return self._as(lambda value: absent if _is_empty(value) else int(value), keyword)
-
-    def number(self, keyword: str) -> float | None:
-        values = self.numbers(keyword)
-        return values[0] if values else None
-
-    def numbers(self, keyword: str) -> tuple[float, ...] | None:
-        return self._as(_numbers, keyword)
-
-    def _as(self, kind: Callable[[Any], T], keyword: str, code: str = "bad-attribute") -> T:
-        try:
-            return kind(self.header.get(keyword))
-        except BROKEN as error:
-            raise _broken(
-                code,
-                f"{self.name} has a {keyword} that cannot be read; mend it where it came from.",
-            ) from error
-
-
-def _is_empty(value: object) -> bool:
-    return value is None or value == ""
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(str(part) for part in value or ())
-
-
-def _numbers(value: Any) -> tuple[float, ...] | None:
-    if _is_empty(value):
-        return None
-    # a text or bytes, where an attribute has a wrong VR, would fall apart into characters
-    one = isinstance(value, int | float | str | bytes)
-    return (float(value),) if one else tuple(float(part) for part in value)
 
 
 def _too_complex(name: str) -> BrokenInstance:

@@ -29,10 +29,10 @@ from segnode_contract.identity import content_digest, derived_uid
 from segnode_contract.job import Claim, ResultObject, Stage, StageTimer
 from segnode_contract.ledger import WorkLedger
 from segnode_worker.archive import Archive, collision, confirm, result_uids, same_content
+from segnode_worker.attributes import BROKEN
 from segnode_worker.inputs import Fetched, Inputs, PriorResult, stack_inputs
-from segnode_worker.instance import BROKEN
 from segnode_worker.model_client import Told, unheard
-from segnode_worker.plausible import counts_of, judged, voxel_ml
+from segnode_worker.plausible import counts_of, judged
 from segnode_worker.proof import prove
 from segnode_worker.segmentation import ResultIdentity, encode
 from segnode_worker.spool import Spool
@@ -292,10 +292,10 @@ def make_result(
         told=told,
     )
     with stage(Stage.ENCODE):
-        counts = counts_of(found)
+        labels = stack.on_slices(on_source(found, volume, stack.volume))
+        counts = counts_of(labels)
         _check_values(counts, card)
-        labels = on_source(found, volume, stack.volume)
-        findings = judged(labels, counts, card, findings, voxel_ml(stack.volume))
+        findings = judged(labels, counts, card, findings, stack.slice_ml)
         data = encode(stack, labels, card, findings, identity, made_at)
     proved = partial(prove, stack=stack, labels=labels, card=card, findings=findings)
     with stage(Stage.VERIFY):
@@ -340,7 +340,7 @@ def _check_content(files: Sequence[bytes], content: str) -> None:
 def _check_values(counts: NDArray[np.int64], card: Card) -> None:
     for plane in range(card.planes):
         known = {0} | {s.value for s in card.segments if s.plane == plane}
-        strange = set(np.flatnonzero(counts[plane]).tolist()) - known
+        strange = set(np.flatnonzero(counts[plane].any(axis=0)).tolist()) - known
         if strange:
             raise ModelFailed(
                 f"The model {card.name} gave the label {min(strange)} in plane {plane}, which its "

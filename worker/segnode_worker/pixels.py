@@ -1,4 +1,4 @@
-"""The pixels of one image: whether they can be what its header says, and then their values.
+"""The pixels of an image: whether they can be what its header says, and then their values.
 
 Decoders are C code that allocates what a codestream tells it to. So all that can be known before
 is looked at before.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -26,7 +26,8 @@ from pydicom.uid import (
 )
 
 from segnode_contract.errors import BrokenInstance
-from segnode_worker.instance import BROKEN, Instance
+from segnode_worker.attributes import BROKEN
+from segnode_worker.instance import Instance
 
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 """Transfer syntaxes whose pixels are not compressed frame by frame (PS3.5 Annex A)."""
@@ -37,49 +38,66 @@ _JPEG_SIZES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD,
 """Markers of a JPEG frame header: ISO 10918-1 B.1.1.3, and ISO 14495-1 C.1.1 for JPEG-LS."""
 
 
-def check_pixels(instance: Instance) -> None:
-    """Refuse pixels that are not as the header says, before they are decoded.
+class Pixels:
+    """The pixels of one image, frame by frame, once they can be what its header says.
 
     Raises
     ------
     BrokenInstance
-        With the code ``pixel-format``, ``truncated`` or ``pixel-size``.
+        With the code ``pixel-format``, ``truncated``, ``pixel-frames`` or ``pixel-size``.
     """
-    _check_format(instance)
-    try:
-        if instance.transfer_syntax in NATIVE:
-            _check_length(instance)
-        else:
-            _check_codestream(instance)
-    except (struct.error, IndexError) as error:
-        raise _truncated(instance) from error
 
+    def __init__(self, image: Instance) -> None:
+        self._image = image
+        _check_format(image)
+        try:
+            self._first, length = _pixel_element(image)
+            self._frames = []
+            if image.transfer_syntax in NATIVE:
+                _check_length(image, self._first, length)
+            else:
+                self._frames = _codestreams(image, self._first, length)
+                for frame in self._frames:
+                    _check_codestream(image, frame)
+        except (struct.error, IndexError) as error:
+            raise _truncated(image) from error
 
-def stored_values(instance: Instance) -> NDArray[Any]:
-    """Return the stored values, shape ``(rows, columns)``, signed where the image says so.
+    def stored_values(self, frame: int) -> NDArray[Any]:
+        """Return the stored values of a frame, counted from 1, signed where the image says so.
 
-    `check_pixels` comes before.
+        Returns
+        -------
+        numpy.ndarray
+            Shape ``(rows, columns)``.
 
-    Raises
-    ------
-    BrokenInstance
-        With the code ``undecodable`` or ``pixel-size``.
-    """
-    try:
-        with warnings.catch_warnings():
-            # pydicom's warnings quote values, which may be a patient's
-            warnings.simplefilter("ignore")
-            values = _native(instance) if _is_plain(instance) else _decoded(instance)
-    except BROKEN as error:
-        raise BrokenInstance(
-            f"The pixels of the image {instance.uid} cannot be decoded (transfer syntax "
-            f"{instance.transfer_syntax}, {type(error).__name__}); send it again from where it "
-            "came.",
-            code="undecodable",
-        ) from error
-    if values.shape != (instance.rows, instance.columns):
-        raise _other_size(instance, " x ".join(map(str, values.shape)))
-    return values
+        Raises
+        ------
+        BrokenInstance
+            With the code ``undecodable`` or ``pixel-size``.
+        """
+        image = self._image
+        try:
+            with warnings.catch_warnings():
+                # pydicom's warnings quote values, which may be a patient's
+                warnings.simplefilter("ignore")
+                values = self._values(frame - 1)
+        except BROKEN as error:
+            raise BrokenInstance(
+                f"The pixels of the image {image.uid} cannot be decoded (transfer syntax "
+                f"{image.transfer_syntax}, {type(error).__name__}); send it again from where it "
+                "came.",
+                code="undecodable",
+            ) from error
+        if values.shape != (image.rows, image.columns):
+            raise _other_size(image, " x ".join(map(str, values.shape)))
+        return values
+
+    def _values(self, place: int) -> NDArray[Any]:
+        if self._frames:
+            return _decoded(self._image, self._frames[place])
+        if _is_plain(self._image):
+            return _plain(self._image, self._first, place)
+        return _native(self._image, place)
 
 
 def _check_format(instance: Instance) -> None:
@@ -96,30 +114,58 @@ def _check_format(instance: Instance) -> None:
         )
 
 
-def _check_length(instance: Instance) -> None:
-    first, length = _pixel_element(instance)
-    needed = instance.rows * instance.columns * instance.bits[0] // 8
-    if length == _UNDEFINED or min(length, len(instance.file) - first) < needed:
-        raise _truncated(instance)
+def _check_length(image: Instance, first: int, length: int) -> None:
+    needed = image.frames * image.rows * image.columns * image.bits[0] // 8
+    if length == _UNDEFINED or min(length, len(image.file) - first) < needed:
+        raise _truncated(image)
 
 
-def _check_codestream(instance: Instance) -> None:
+def _codestreams(image: Instance, first: int, length: int) -> list[bytes]:
+    """Return what each frame is compressed to (PS3.5 A.4)."""
+    if length != _UNDEFINED:  # compressed pixels lie in items of their own
+        raise _truncated(image)
+    items = list(_fragments(image.file, first))
+    table, fragments = items[0], items[1:]
+    if image.frames == 1:  # one frame is all fragments, whatever the offset table says
+        frames = [b"".join(fragments)]
+    elif len(fragments) == image.frames:
+        frames = fragments
+    else:
+        frames = _by_offsets(table, fragments)
+    if len(frames) != image.frames:
+        raise BrokenInstance(
+            f"The image {image.uid} has {image.frames} frames, and its pixel data falls into "
+            f"{len(frames)}; send it again from where it came.",
+            code="pixel-frames",
+        )
+    if not all(frames):
+        raise _truncated(image)
+    return frames
+
+
+def _by_offsets(table: bytes, fragments: Sequence[bytes]) -> list[bytes]:
+    """Join the fragments of each frame, which starts where the Basic Offset Table says."""
+    starts = set(struct.unpack(f"<{len(table) // 4}I", table))
+    frames: list[list[bytes]] = []
+    place = 0
+    for fragment in fragments:
+        if place in starts:
+            frames.append([])
+        frames[-1].append(fragment)  # a table that does not start at 0 is refused by IndexError
+        place += 8 + len(fragment)
+    return [b"".join(frame) for frame in frames]
+
+
+def _check_codestream(image: Instance, frame: bytes) -> None:
     """Compare the size within a codestream with that in the header."""
-    first, length = _pixel_element(instance)
-    if length != _UNDEFINED:  # compressed pixels lie in items of their own, PS3.5 A.4
-        raise _truncated(instance)
-    fragments = list(_fragments(instance.file, first))
-    frame = b"".join(fragments[1:])  # the first item is the Basic Offset Table
-    if not frame:
-        raise _truncated(instance)
-    if instance.transfer_syntax == RLELossless:
+    if image.transfer_syntax == RLELossless:
         return
     size = _codestream_size(frame)
-    if size != (instance.rows, instance.columns, 1):
+    if size != (image.rows, image.columns, 1):
         said = "of no size that can be read"
         if size is not None:
             said = f"{size[0]} x {size[1]} of {size[2]} components"
-        raise _other_size(instance, said)
+        raise _other_size(image, said)
 
 
 def _pixel_element(instance: Instance) -> tuple[int, int]:
@@ -176,39 +222,36 @@ def _is_plain(instance: Instance) -> bool:
     return plain and instance.bits[0] == 16
 
 
-def _native(instance: Instance) -> NDArray[Any]:
+def _plain(image: Instance, first: int, place: int) -> NDArray[Any]:
     """Read 16-bit little endian pixels where they lie, without copying the file."""
-    first, _ = _pixel_element(instance)
-    count = instance.rows * instance.columns
-    words = np.frombuffer(instance.file, "<u2", count, first)
-    words = words.reshape(instance.rows, instance.columns)
-    return _without_spare_bits(words, instance, instance.bits[2])
+    count = image.rows * image.columns
+    words = np.frombuffer(image.file, "<u2", count, first + 2 * place * count)
+    return _without_spare_bits(words.reshape(image.rows, image.columns), image, image.bits[2])
 
 
-def _decoded(instance: Instance) -> NDArray[Any]:
-    if instance.transfer_syntax in NATIVE:
-        values = pixel_array(dcmread(BytesIO(instance.file)), raw=True)
-        return _without_spare_bits(values, instance, instance.bits[2])
-    first, _ = _pixel_element(instance)
-    # one frame is all fragments, whatever the offset table says
-    frame = b"".join(list(_fragments(instance.file, first))[1:])
+def _native(image: Instance, place: int) -> NDArray[Any]:
+    values = pixel_array(dcmread(BytesIO(image.file)), raw=True, index=place)
+    return _without_spare_bits(values, image, image.bits[2])
+
+
+def _decoded(image: Instance, frame: bytes) -> NDArray[Any]:
     # the RLE decoder in Rust, where it is installed, panics past every handler on damaged data
-    plugin = "pydicom" if instance.transfer_syntax == RLELossless else ""
+    plugin = "pydicom" if image.transfer_syntax == RLELossless else ""
     description: dict[str, Any] = {
-        "rows": instance.rows,
-        "columns": instance.columns,
+        "rows": image.rows,
+        "columns": image.columns,
         "samples_per_pixel": 1,
         "number_of_frames": 1,
-        "photometric_interpretation": instance.photometric,
-        "bits_allocated": instance.bits[0],
-        "bits_stored": instance.bits[1],
-        "pixel_representation": instance.representation,
+        "photometric_interpretation": image.photometric,
+        "bits_allocated": image.bits[0],
+        "bits_stored": image.bits[1],
+        "pixel_representation": image.representation,
         "pixel_keyword": "PixelData",
     }
-    values, _ = get_decoder(instance.transfer_syntax).as_array(
+    values, _ = get_decoder(image.transfer_syntax).as_array(
         encapsulate([frame], has_bot=False), raw=True, decoding_plugin=plugin, **description
     )
-    return _without_spare_bits(values, instance, instance.bits[1] - 1)
+    return _without_spare_bits(values, image, image.bits[1] - 1)
 
 
 def _without_spare_bits(values: NDArray[Any], instance: Instance, high: int) -> NDArray[Any]:

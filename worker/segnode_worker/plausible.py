@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,18 +13,13 @@ from segnode_contract.findings import Findings, Marked, Measurement, Withheld
 _VOLUME = "Volume"
 
 
-def voxel_ml(volume: hd.Volume) -> float:
-    """Return the size of a voxel in millilitres."""
-    return float(np.prod(volume.spacing)) / 1000
-
-
 def counts_of(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return how many voxels have each value, shape ``(planes, 256)``.
+    """Return how many pixels of each slice have each value, shape ``(planes, slices, 256)``.
 
-    Slice by slice, since `numpy.bincount` makes eight bytes of each voxel.
+    Slice by slice, since `numpy.bincount` makes eight bytes of each.
     """
     return np.array(
-        [sum(np.bincount(one.reshape(-1), minlength=256) for one in plane) for plane in labels]
+        [[np.bincount(one.reshape(-1), minlength=256) for one in plane] for plane in labels]
     )
 
 
@@ -34,7 +28,7 @@ def judged(
     counts: NDArray[np.int64],
     card: Card,
     findings: Findings,
-    each_ml: float,
+    slice_ml: NDArray[np.float64],
 ) -> Findings:
     """Hold the volume of each segment against the card, and measure those that nobody measured.
 
@@ -46,8 +40,8 @@ def judged(
         Shape ``(planes, slices, rows, columns)``. Segments that are withheld are erased in it.
     counts
         As of `counts_of`.
-    each_ml
-        Volume of a voxel.
+    slice_ml
+        The volume that a pixel of each slice stands for.
 
     Returns
     -------
@@ -58,7 +52,7 @@ def judged(
     for segment in card.segments:
         if segment.number in left_out:
             continue
-        volume_ml = float(counts[segment.plane, segment.value]) * each_ml
+        volume_ml = float(counts[segment.plane, :, segment.value] @ slice_ml)
         doubt = _doubt(segment, volume_ml)
         if doubt and card.implausible == "withhold":
             plane = labels[segment.plane]

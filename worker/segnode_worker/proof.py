@@ -17,7 +17,7 @@ from pydicom.dataelem import RawDataElement
 from segnode_contract.card import Card, Segment
 from segnode_contract.errors import ProofFailed
 from segnode_contract.findings import Findings
-from segnode_worker.stack import Stack
+from segnode_worker.stack import Source, Stack
 
 _SAME_PLACE_MM = 0.01
 _SAME = ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName")
@@ -54,7 +54,7 @@ def prove(
 
 
 def _prove_head(made: Dataset, stack: Stack, labels: NDArray[np.uint8]) -> None:
-    source = stack.sources[0]
+    source, same = stack.sources[0].header, stack.plane
     for keyword in _SAME:
         if _bytes_of(made, keyword) != _bytes_of(source, keyword):
             raise ProofFailed(f"{keyword} of the result is not that of its images.")
@@ -62,9 +62,9 @@ def _prove_head(made: Dataset, stack: Stack, labels: NDArray[np.uint8]) -> None:
     plane, pixels = shared.PlaneOrientationSequence[0], shared.PixelMeasuresSequence[0]
     pairs = {
         "size": ((made.Rows, made.Columns), labels.shape[2:]),
-        "orientation": (plane.ImageOrientationPatient, source.ImageOrientationPatient),
-        "pixel spacing": (pixels.PixelSpacing, source.PixelSpacing),
-        "slice spacing": (pixels.SpacingBetweenSlices, stack.volume.spacing_between_slices),
+        "orientation": (plane.ImageOrientationPatient, same.orientation),
+        "pixel spacing": (pixels.PixelSpacing, same.spacing_mm),
+        "slice spacing": (pixels.get("SpacingBetweenSlices") or 0, same.slice_spacing_mm or 0),
         "bit depth": ((made.BitsAllocated, made.BitsStored), (1, 1)),
     }
     for name, (has, needs) in pairs.items():
@@ -105,9 +105,9 @@ def _prove_segments(segments: Sequence[Dataset], card: Card) -> None:
             )
 
 
-def _prove_references(made: Dataset, sources: Sequence[Dataset]) -> None:
+def _prove_references(made: Dataset, sources: Sequence[Source]) -> None:
     """Compare the images that the result as a whole says it was made from."""
-    meant = {(s.SeriesInstanceUID, s.SOPInstanceUID) for s in sources}
+    meant = {(s.header.SeriesInstanceUID, s.uid) for s in sources}
     said = {
         (series.SeriesInstanceUID, instance.ReferencedSOPInstanceUID)
         for series in made.ReferencedSeriesSequence
@@ -130,7 +130,7 @@ def _prove_frames(
             f"The result says that it has {made.NumberOfFrames} frames, describes {len(groups)} "
             f"and holds {len(made.PixelData)} bytes of pixels."
         )
-    positions = np.array([source.ImagePositionPatient for source in stack.sources], float)
+    positions = np.array([source.position for source in stack.sources])
     held: set[tuple[int, int]] = set()
     for place, group in enumerate(groups):
         number = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
@@ -153,7 +153,7 @@ def _prove_frames(
 
 
 def _slice_of(
-    group: Dataset, positions: NDArray[np.float64], sources: Sequence[Dataset], number: int
+    group: Dataset, positions: NDArray[np.float64], sources: Sequence[Source], number: int
 ) -> int:
     """Return the slice of a frame; its position and the image that it names must agree."""
     position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
@@ -162,11 +162,12 @@ def _slice_of(
     if distances[slice_] > _SAME_PLACE_MM:
         raise ProofFailed(f"Segment {number} has a frame at {position} mm, where no slice lies.")
     images = group.DerivationImageSequence[0].SourceImageSequence
-    named = [image.ReferencedSOPInstanceUID for image in images]
-    if named != [sources[slice_].SOPInstanceUID]:
+    named = [(i.ReferencedSOPInstanceUID, i.get("ReferencedFrameNumber")) for i in images]
+    source = sources[slice_]
+    if named != [(source.uid, source.frame)]:
         raise ProofFailed(
-            f"Segment {number} names the image {', '.join(named)} in slice {slice_ + 1}, where "
-            f"{sources[slice_].SOPInstanceUID} lies."
+            f"Segment {number} names the images (and frames) {named} in slice {slice_ + 1}, where "
+            f"{source.uid} lies (frame {source.frame})."
         )
     return slice_
 

@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmwrite
 from pydicom.sr.codedict import codes
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from segnode_contract.card import Card, Code, Segment
 from segnode_contract.errors import BrokenInstance
 from segnode_contract.findings import Findings
 from segnode_contract.identity import derived_uid
+from segnode_worker.attributes import BROKEN
 from segnode_worker.frames import Frame, element, frames_of, functional_groups, packed_pixels
-from segnode_worker.instance import BROKEN
-from segnode_worker.stack import Stack
+from segnode_worker.stack import Source, Stack
 from segnode_worker.study import copy_study
 
 SERIES_NUMBERS = 9000
@@ -32,18 +32,7 @@ SERIES_NUMBERS = 9000
 
 _PER_FRAME_GROUPS = 0x52009230
 _PIXEL_DATA = 0x7FE00010
-_GEOMETRY = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-    "Modality",
-    "Rows",
-    "Columns",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
+_LOSSY = (
     "LossyImageCompression",
     "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
@@ -91,7 +80,7 @@ def encode(  # noqa: PLR0917 - the arguments follow the road of a job
     stack
         The images.
     labels
-        Shape ``(planes, slices, rows, columns)``, on the grid of `stack.volume`.
+        Shape ``(planes, slices, rows, columns)``, on the slices of `stack`.
     card, findings
         Of the model that made the labels.
     identity
@@ -116,7 +105,7 @@ def encode(  # noqa: PLR0917 - the arguments follow the road of a job
         _set_dates(head, made_at)
         head.SegmentsOverlap = "YES" if _overlap(labels) else "NO"
         head.NumberOfFrames = len(frames)
-        written = _written(head, stack.sources[0])
+        written = _written(head, stack.sources[0].header)
         groups = list(functional_groups(frames, stack.sources))
     # both tags are higher than any of the head, so that they stand at the file's end
     return b"".join(
@@ -138,11 +127,11 @@ def _head(
 
     It sees the geometry of one image, and not the patient, whose attributes need not be valid.
     """
-    volume, key, first = stack.volume, identity.job_key, stack.sources[0]
-    one_frame = np.zeros((1, *volume.spatial_shape[1:]), np.uint8)
+    key, spacing_mm = identity.job_key, stack.plane.slice_spacing_mm
+    one_frame = np.zeros((1, stack.plane.rows, stack.plane.columns), np.uint8)
     one_frame[0, 0, 0] = 1
     made = hd.seg.Segmentation(
-        source_images=[_geometry_of(first, volume.spacing_between_slices)],
+        source_images=[_geometry_of(stack)],
         pixel_array=one_frame,
         segmentation_type="BINARY",
         segment_descriptions=descriptions,
@@ -170,8 +159,10 @@ def _head(
     ]
     del head.PerFrameFunctionalGroupsSequence, head.PixelData
     shared = head.SharedFunctionalGroupsSequence[0]
-    spacing = DSfloat(volume.spacing_between_slices, auto_format=True)
-    shared.PixelMeasuresSequence[0].SpacingBetweenSlices = spacing
+    measures = shared.PixelMeasuresSequence[0]
+    measures.pop("SpacingBetweenSlices", None)
+    if spacing_mm is not None:
+        measures.SpacingBetweenSlices = DSfloat(spacing_mm, auto_format=True)
     # highdicom puts these there where there is one segment
     shared.pop("SegmentIdentificationSequence", None)
     head.pop("DimensionOrganizationType", None)
@@ -201,25 +192,40 @@ def _empty_frame(card: Card, withheld: Mapping[int, str]) -> Frame:
     return Frame(segment=(shown or card.segments)[0], slice=0)
 
 
-def _geometry_of(source: Dataset, spacing_mm: float) -> Dataset:
+def _geometry_of(stack: Stack) -> Dataset:
+    """Return a single-frame image of the same geometry, whatever the images themselves are."""
+    header, plane = stack.sources[0].header, stack.plane
     image = Dataset()
-    image.SliceThickness = source.get("SliceThickness") or spacing_mm
     for keyword in _PATIENT:
         setattr(image, keyword, None)
-    for keyword in _GEOMETRY:
-        if keyword in source:
-            image[keyword] = source[keyword]
+    for keyword in _LOSSY:
+        if keyword in header:
+            image[keyword] = header[keyword]
+    image.SOPClassUID = CTImageStorage
+    for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"):
+        setattr(image, keyword, header[keyword].value)
+    image.FrameOfReferenceUID = stack.volume.frame_of_reference_uid
+    image.Rows, image.Columns = plane.rows, plane.columns
+    image.ImagePositionPatient = _decimals(stack.sources[0].position)
+    image.ImageOrientationPatient = _decimals(plane.orientation)
+    image.PixelSpacing = _decimals(plane.spacing_mm)
+    image.SliceThickness = _decimals([plane.thickness_mm or stack.volume.spacing_between_slices])[0]
     return image
 
 
-def _refer_to(sources: Sequence[Dataset], head: Dataset) -> None:
+def _decimals(values: Sequence[float]) -> list[DSfloat]:
+    return [DSfloat(value, auto_format=True) for value in values]
+
+
+def _refer_to(sources: Sequence[Source], head: Dataset) -> None:
     """Name every image (PS3.3 C.12.2); viewers find the images of a result by this."""
+    images = {source.uid: source for source in sources}
     series: dict[str, list[Dataset]] = {}
-    for source in sources:
+    for source in images.values():
         reference = Dataset()
-        reference.ReferencedSOPClassUID = source.SOPClassUID
-        reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
-        series.setdefault(source.SeriesInstanceUID, []).append(reference)
+        reference.ReferencedSOPClassUID = source.class_uid
+        reference.ReferencedSOPInstanceUID = source.uid
+        series.setdefault(source.header.SeriesInstanceUID, []).append(reference)
     items = []
     for series_uid, references in series.items():
         item = Dataset()

@@ -34,14 +34,15 @@ def _about_series(volume: InputVolume) -> Iterator[str]:
     coverage_mm = volume.hu.shape[0] * volume.spacing_mm[0]
     if coverage_mm < _COVERAGE_MM:
         yield f"The images cover {coverage_mm:.0f} mm; {_COVERAGE_MM} mm are needed."
-    thickness_mm = max(*volume.spacing_mm, _slice_thickness_mm(volume))
+    said = (_acquired_mm(volume, k) for k in ("SliceThickness", "SpacingBetweenSlices"))
+    thickness_mm = max(*volume.spacing_mm, *said)
     if thickness_mm > _THICKEST_MM:
         yield f"Slices or voxels are {thickness_mm:.1f} mm thick; at most 3 mm can be measured."
 
 
-def _slice_thickness_mm(volume: InputVolume) -> float:
+def _acquired_mm(volume: InputVolume, keyword: str) -> float:
     try:
-        return float(volume.attributes.get("SliceThickness", "0"))
+        return float(volume.attributes.get(keyword, "0"))
     except ValueError:
         return 0.0
 
