@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from mmap import mmap
 
 
 class JobState(StrEnum):
@@ -116,10 +117,11 @@ class ResultObject:
     """``SEG``, say."""
     instance_uid: str
     series_uid: str
-    data: bytes
-    """A Part 10 file."""
+    data: bytes | mmap
+    """A Part 10 file; in memory, or where it lies on disk."""
+    digest: str = ""
+    """SHA-256 of `data`, found out where it is not given."""
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of `data`."""
-        return hashlib.sha256(self.data).hexdigest()
+    def __post_init__(self) -> None:
+        if not self.digest:
+            object.__setattr__(self, "digest", hashlib.sha256(self.data).hexdigest())

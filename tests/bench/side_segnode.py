@@ -19,8 +19,9 @@ from segnode_worker.archive import DicomWebArchive, confirm, result_uids
 from segnode_worker.inputs import Fetched
 from segnode_worker.model_client import ModelProcess
 from segnode_worker.model_service import ModelService
-from segnode_worker.pipeline import make_result
+from segnode_worker.result import make_result
 from segnode_worker.segmentation import ResultIdentity
+from segnode_worker.spool import Spool
 
 from .bench import model_process_peak_mb, peak_mb_of
 
@@ -37,9 +38,9 @@ def main() -> None:
     try:
         models = ModelProcess(service)
         models.models(60)
-        one_job(archive, models, listed, (study, series), seconds)
+        one_job(archive, models, listed, (study, series), data / "spool", seconds)
         second: dict[str, float] = {}
-        one_job(archive, models, listed, (study, series), second)
+        one_job(archive, models, listed, (study, series), data / "spool", second)
         peak_mb = peak_mb_of(os.getpid()) + model_process_peak_mb()
     finally:
         service.stop()
@@ -51,6 +52,7 @@ def one_job(
     models: ModelProcess,
     listed: ListedModel,
     where: tuple[str, str],
+    spool: Path,
     seconds: dict[str, float],
 ) -> None:
     """Run a job from the archive to the archive, and note the seconds of its steps."""
@@ -59,7 +61,7 @@ def one_job(
     def stage(which: Stage) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        seconds[str(which)] = time.perf_counter() - began
+        seconds[str(which)] = seconds.get(str(which), 0.0) + time.perf_counter() - began
 
     study, series = where
     began = time.perf_counter()
@@ -74,6 +76,7 @@ def one_job(
         ),
         made_at=datetime.now().astimezone(),
         stage=stage,
+        keep=Spool(spool).put,
     )
     [seg] = made.objects
     with stage(Stage.STORE):

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from segnode_contract.ledger import WorkLedger
-from segnode_worker import pipeline, tasks
+from segnode_worker import pipeline, result, tasks
 from segnode_worker.app import app
 from segnode_worker.archive import DicomWebArchive
 from segnode_worker.model_client import ModelProcess
@@ -32,10 +32,10 @@ _points = Points(_folder)
 
 _points.around(WorkLedger, "claim", "claim")
 _points.around(DicomWebArchive, "fetch_series", "fetch")
-_points.around(pipeline, "stack_inputs", "stack")
+_points.around(result, "stack_inputs", "stack")
 _points.around(ModelProcess, "segment", "infer")
-_points.around(pipeline, "encode", "encode")
-_points.around(pipeline, "prove", "verify")
+_points.around(result, "encode", "encode")
+_points.around(result, "prove", "verify")
 _points.around(Spool, "put", "spool")
 _points.around(Path, "replace", "rename")  # nobody but the spool renames by this
 _points.around(WorkLedger, "made", "made")

@@ -22,8 +22,9 @@ from segnode_contract.findings import Findings
 from segnode_models.kinds import load_network
 from segnode_models.model import InputVolume, Model
 from segnode_worker.inputs import Fetched
-from segnode_worker.pipeline import make_result
+from segnode_worker.result import make_result
 from segnode_worker.segmentation import ResultIdentity
+from segnode_worker.spool import in_memory
 
 from .bundle import make_bundle
 from .trained import (
@@ -134,6 +135,7 @@ def test_what_the_network_finds_lies_where_it_is_in_the_patient(
         identity=ResultIdentity(job_key="ab" * 32, model_digest="cd" * 32, node_id="n"),
         made_at=datetime(2026, 2, 3),
         stage=lambda _: nullcontext(),
+        keep=in_memory,
     )
     to_lps = ct_volume(phantom.hu, spacing_mm=FINE_MM, rotation=rotation).affine
     seen = seen_by_itk(made.objects[0].data, tmp_path)

@@ -126,7 +126,9 @@ class Made:
 def made(stack: Stack, labels: NDArray[np.uint8], card: Card, identity: ResultIdentity) -> Made:
     on_slices = labels[:, ::-1]  # the stack runs towards the feet, the labels towards the head
     findings = Findings()
-    data = encode(stack, on_slices, card, findings, identity, datetime(2026, 2, 3, 4, 5, 6))
+    data = b"".join(
+        encode(stack, on_slices, card, findings, identity, datetime(2026, 2, 3, 4, 5, 6))
+    )
     return Made(data, stack, on_slices, card, findings)
 
 

@@ -52,8 +52,10 @@ def result_of(files, labels, card, key):
     identity = ResultIdentity(job_key=key, model_digest="cd" * 32, node_id="node-1")
     from segnode_contract.findings import Findings
 
-    return encode(
-        stack_series(files), labels[:, ::-1], card, Findings(), identity, datetime(2026, 1, 1)
+    return b"".join(
+        encode(
+            stack_series(files), labels[:, ::-1], card, Findings(), identity, datetime(2026, 1, 1)
+        )
     )
 
 

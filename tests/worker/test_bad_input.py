@@ -523,7 +523,7 @@ def test_levels_with_lengths_are_copied_without_a_look_inside(series, labels, ca
     files = [f[:at] + inner + f[at:] for f in plain]
     stack = stack_series(files)
     on_slices = labels[:, ::-1]
-    data = encode(stack, on_slices, card, Findings(), identity, datetime(2026, 1, 1))
+    data = b"".join(encode(stack, on_slices, card, Findings(), identity, datetime(2026, 1, 1)))
     prove(data, stack, on_slices, card, Findings())
     assert inner in data
 
@@ -557,7 +557,7 @@ def test_any_name_and_description_is_copied_as_it_is(series, labels, card, ident
     files = [unchecked(image) for image in series]
     stack = stack_series(files)
     on_slices = labels[:, ::-1]
-    data = encode(stack, on_slices, card, Findings(), identity, datetime(2026, 1, 1))
+    data = b"".join(encode(stack, on_slices, card, Findings(), identity, datetime(2026, 1, 1)))
     prove(data, stack, on_slices, card, Findings())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -573,7 +573,7 @@ def test_any_name_and_description_is_copied_as_it_is(series, labels, card, ident
 def test_a_series_larger_than_a_worker_holds_is_refused_as_it_arrives(monkeypatch):
     monkeypatch.setattr("segnode_worker.multipart._LARGEST", 1000)
     with pytest.raises(UnsuitableSeries) as refused:
-        list(parts("multipart/related; boundary=x", [body("x", bytes(2000))]))
+        list(parts("multipart/related; boundary=x", body("x", bytes(2000))[1]))
     assert refused.value.code == "too-large"
 
 

@@ -80,7 +80,7 @@ def test_a_segment_lies_in_the_patient_where_its_voxels_are(labels, cut, shuffle
     volume = for_model(stack.volume, card.orientation)
     on_images = on_source(labels, volume, stack.volume)
     assert np.array_equal(on_images[0] > 0, stack.volume.array > -500)
-    data = encode(stack, on_images, card, Findings(), identity, datetime(2026, 1, 1))
+    data = b"".join(encode(stack, on_images, card, Findings(), identity, datetime(2026, 1, 1)))
     prove(data, stack, on_images, card, Findings())
     for segment in card.segments[:4]:
         truth = true_centroid(labels[segment.plane] == segment.value, cut[1])

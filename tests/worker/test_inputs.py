@@ -16,7 +16,7 @@ from segnode_cli.ct_series import as_file, ct_series
 from segnode_contract.card import Card, InputSeries
 from segnode_contract.errors import ModelFailed, UnsuitableSeries
 from segnode_contract.findings import Findings
-from segnode_worker.inputs import Fetched, PriorResult, labels_of, laid_on, stack_inputs
+from segnode_worker.inputs import Fetched, PriorResult, digest_of, labels_of, laid_on, stack_inputs
 from segnode_worker.segmentation import ResultIdentity, encode
 from segnode_worker.stack import Stack, stack_series
 
@@ -145,7 +145,7 @@ def test_two_series_reach_the_model_voxel_upon_voxel(
     series: list[Dataset], late: list[Dataset], card: Card
 ) -> None:
     fetched = Fetched(files=files(series), others={"late": files(late)}, role="native")
-    inputs = stack_inputs(fetched, two(card))
+    [inputs] = stack_inputs(fetched, two(card))
     native = inputs.stack.volume.array.astype(np.float32)
     difference = inputs.others["late"] - native
     assert np.abs(difference[native > -500] - 100).max() < 1e-2
@@ -160,7 +160,7 @@ def test_the_digest_is_of_all_that_a_model_is_given(
     other = Fetched(files=files(series), others={"late": files(late)}, role="native")
     alone = Fetched(files=files(series), role="native")
     model = two(card, optional=True)
-    digests = {stack_inputs(each, model).digest for each in (both, other, alone)}
+    digests = {digest_of(stack_inputs(each, model)) for each in (both, other, alone)}
     assert len(digests) == 3
 
 
@@ -186,7 +186,7 @@ def test_a_route_that_gives_other_series_than_the_card_says_is_refused(
     more = {"late": files(late)} if others else {}
     fetched = Fetched(files=files(series), others=more, role=role)
     if said is None:
-        assert set(stack_inputs(fetched, two(card, optional=optional)).others) == set(more)
+        assert set(stack_inputs(fetched, two(card, optional=optional))[0].others) == set(more)
         return
     with pytest.raises(UnsuitableSeries, match=said) as raised:
         stack_inputs(fetched, two(card, optional=optional))
@@ -211,7 +211,7 @@ def test_an_empty_result_is_read_back_as_nothing(
     stack: Stack, card: Card, identity: ResultIdentity
 ) -> None:
     nothing = np.zeros((2, *stack.volume.spatial_shape), np.uint8)
-    data = encode(stack, nothing, card, Findings(), identity, datetime(2026, 2, 3))
+    data = b"".join(encode(stack, nothing, card, Findings(), identity, datetime(2026, 2, 3)))
     assert not labels_of(PriorResult(card=card, data=data), stack).any()
 
 
@@ -228,7 +228,7 @@ def test_a_model_gets_the_result_that_its_card_asks_for_and_no_other(
     fetched = Fetched(files=files(series), prior=prior)
     model = replace(card, name="then", builds_on=needs)
     if needs == made.card.name:
-        found = stack_inputs(fetched, model).prior
+        found = stack_inputs(fetched, model)[0].prior
         assert found is not None
         assert np.array_equal(found, made.labels)
         return

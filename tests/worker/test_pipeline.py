@@ -295,8 +295,8 @@ def test_a_damaged_spool_file_is_not_sent(
 def test_the_spool_is_its_owners_and_forgets_what_nobody_needs(
     spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool.put(b"one")
-    spool.put(b"two")
+    spool.put([b"o", b"ne"])
+    spool.put([b"two"])
     names = waiting(tmp_path)
     assert all((tmp_path / "spool" / n).stat().st_mode & 0o777 == 0o600 for n in names)
     assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
@@ -316,7 +316,7 @@ def test_a_spool_that_takes_nothing_says_so_and_keeps_no_half(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(SpoolFull, match="No space left"):
-        spool.put(b"one")
+        spool.put([b"o", b"ne"])
     assert waiting(tmp_path) == []
 
 

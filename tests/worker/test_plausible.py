@@ -68,7 +68,7 @@ def test_a_card_can_have_it_marked_instead(
     findings = judged(on_slices, counts_of(on_slices), card, Findings(), TENTH)
     assert np.array_equal(on_slices, before)
     assert findings.withheld == ()
-    data = encode(stack, on_slices, card, findings, identity, datetime(2026, 2, 3))
+    data = b"".join(encode(stack, on_slices, card, findings, identity, datetime(2026, 2, 3)))
     prove(data, stack=stack, labels=on_slices, card=card, findings=findings)
     segment = _segment(data, 2)
     assert segment.SegmentLabel == "Right lung (implausible)"
@@ -79,7 +79,7 @@ def test_a_withheld_segment_has_no_frame_and_says_so_where_viewers_look(
     strict: Card, on_slices: NDArray[np.uint8], stack: Stack, identity: ResultIdentity
 ) -> None:
     findings = judged(on_slices, counts_of(on_slices), strict, Findings(), TENTH)
-    data = encode(stack, on_slices, strict, findings, identity, datetime(2026, 2, 3))
+    data = b"".join(encode(stack, on_slices, strict, findings, identity, datetime(2026, 2, 3)))
     prove(data, stack=stack, labels=on_slices, card=strict, findings=findings)
     assert _segment(data, 2).SegmentLabel == "Right lung (left out)"
     frames = dcmread(BytesIO(data)).PerFrameFunctionalGroupsSequence

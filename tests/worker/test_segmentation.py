@@ -67,7 +67,7 @@ def test_dciodvfy_finds_no_error(hu, card, identity, orientation, tmp_path):
     assert errors_by_dciodvfy(files[0], tmp_path) == set()
     stack = stack_series(files)
     labels = np.stack([stack.volume.array > -500, (stack.volume.array == 1000) * 3])
-    data = encode(stack, labels.astype(np.uint8), card, Findings(), identity, MADE_AT)
+    data = b"".join(encode(stack, labels.astype(np.uint8), card, Findings(), identity, MADE_AT))
     assert errors_by_dciodvfy(data, tmp_path) == set()
 
 
@@ -100,7 +100,7 @@ def test_a_real_abdomen_is_read_by_dcmqi_voxel_by_voxel(shared_data, card, ident
     labels[0] = hu > -300
     labels[1][(hu > -190) & (hu < -30)] = 1
     labels[1][hu > 150] = 3
-    data = encode(stack, labels, card, Findings(), identity, MADE_AT)
+    data = b"".join(encode(stack, labels, card, Findings(), identity, MADE_AT))
     prove(data, stack, labels, card, Findings())
     assert errors_by_dciodvfy(data, tmp_path) <= errors_by_dciodvfy(files[0], tmp_path)
     masks = planes_by_dcmqi(data, tmp_path)
@@ -119,7 +119,7 @@ def test_highdicom_reads_the_same_voxels(made):
 
 
 def test_the_same_arguments_give_the_same_bytes(made, identity):
-    again = encode(made.stack, made.labels, made.card, made.findings, identity, MADE_AT)
+    again = b"".join(encode(made.stack, made.labels, made.card, made.findings, identity, MADE_AT))
     assert again == made.data
 
 
@@ -138,7 +138,7 @@ def test_frames_need_not_fill_whole_bytes(hu, card, identity, columns):
     stack = stack_series([as_file(i) for i in ct_series(narrow, spacing_mm=(3, 1.5, 1.25))])
     values = stack.volume.array
     labels = np.stack([values > -500, (values == 1000) * 3]).astype(np.uint8)
-    data = encode(stack, labels, card, Findings(), identity, MADE_AT)
+    data = b"".join(encode(stack, labels, card, Findings(), identity, MADE_AT))
     prove(data, stack, labels, card, Findings())
     assert read(data).pixel_array.sum() == (labels > 0).sum()
 
@@ -202,7 +202,7 @@ def test_frames_are_indexed_by_segment_and_place_along_the_normal(made):
 def test_segments_that_do_not_overlap_say_so(made, identity):
     labels = made.labels.copy()
     labels[0] = 0
-    data = encode(made.stack, labels, made.card, made.findings, identity, MADE_AT)
+    data = b"".join(encode(made.stack, labels, made.card, made.findings, identity, MADE_AT))
     assert read(data).SegmentsOverlap == "NO"
 
 
@@ -216,7 +216,7 @@ def test_a_segment_left_out_says_so_in_its_label_and_why_in_its_description(made
     labels = made.labels.copy()
     labels[1][labels[1] == 3] = 0
     findings = Findings(withheld=(Withheld(segment=4, reason="Contrast is likely – é."),))
-    data = encode(made.stack, labels, made.card, findings, identity, MADE_AT)
+    data = b"".join(encode(made.stack, labels, made.card, findings, identity, MADE_AT))
     prove(data, made.stack, labels, made.card, findings)
     bone = read(data).SegmentSequence[3]
     assert bone.SegmentLabel == "Bone (left out)"
@@ -226,14 +226,14 @@ def test_a_segment_left_out_says_so_in_its_label_and_why_in_its_description(made
 def test_voxels_of_a_segment_left_out_are_the_models_fault(made, identity):
     findings = Findings(withheld=(Withheld(segment=4, reason="Contrast is likely."),))
     with pytest.raises(ModelFailed, match="segment 4"):
-        encode(made.stack, made.labels, made.card, findings, identity, MADE_AT)
+        b"".join(encode(made.stack, made.labels, made.card, findings, identity, MADE_AT))
 
 
 @pytest.mark.parametrize("left_out", [(), (1,), (1, 2, 3, 4, 5)], ids=str)
 def test_an_empty_result_has_one_empty_frame(made, identity, left_out, tmp_path):
     findings = Findings(withheld=tuple(Withheld(segment=n, reason="No.") for n in left_out))
     nothing = np.zeros_like(made.labels)
-    data = encode(made.stack, nothing, made.card, findings, identity, MADE_AT)
+    data = b"".join(encode(made.stack, nothing, made.card, findings, identity, MADE_AT))
     prove(data, made.stack, nothing, made.card, findings)
     seg = read(data)
     assert seg.NumberOfFrames == 1
@@ -244,7 +244,7 @@ def test_an_empty_result_has_one_empty_frame(made, identity, left_out, tmp_path)
 def test_a_card_of_one_segment_is_written_too(made, identity, tmp_path):
     card = replace(made.card, segments=made.card.segments[:1], planes=1)
     labels = made.labels[:1]
-    data = encode(made.stack, labels, card, made.findings, identity, MADE_AT)
+    data = b"".join(encode(made.stack, labels, card, made.findings, identity, MADE_AT))
     prove(data, made.stack, labels, card, made.findings)
     assert errors_by_dciodvfy(data, tmp_path) == set()
     assert np.array_equal(planes_by_dcmqi(data, tmp_path)[1][0].sum(), labels.sum())
@@ -261,7 +261,7 @@ def result_of(hu, card, identity, **attributes):
     stack = stack_series(files)
     labels = np.zeros((2, *hu.shape), np.uint8)
     labels[0] = stack.volume.array > -500
-    data = encode(stack, labels, card, Findings(), identity, MADE_AT)
+    data = b"".join(encode(stack, labels, card, Findings(), identity, MADE_AT))
     prove(data, stack, labels, card, Findings())
     return files[0], data
 
@@ -290,7 +290,7 @@ def test_a_name_that_its_character_set_cannot_decode_stays_what_it_was(hu, card,
     image = ct_series(hu, spacing_mm=(3, 1.5, 1.25), patient_name="Mueller^Jane")[0]
     stack = stack_series([as_file(image).replace(b"Mueller^Jane", b"M\xfcller^J\xffne!")])
     labels = np.ones((2, *stack.volume.shape), np.uint8)
-    data = encode(stack, labels, card, Findings(), identity, MADE_AT)
+    data = b"".join(encode(stack, labels, card, Findings(), identity, MADE_AT))
     assert read(data).SpecificCharacterSet == "ISO_IR 192"
     assert b"M\xfcller^J\xffne!" in data
 
@@ -302,7 +302,7 @@ def test_a_patient_that_cannot_be_copied_is_the_images_fault(hu, card, identity)
     stack = stack_series([image.replace(physician, physician.replace(b"PN", b"P9"))])
     labels = np.ones((2, *stack.volume.shape), np.uint8)
     with pytest.raises(BrokenInstance, match="cannot be copied"):
-        encode(stack, labels, card, Findings(), identity, MADE_AT)
+        b"".join(encode(stack, labels, card, Findings(), identity, MADE_AT))
 
 
 def test_study_and_patient_are_copied_whatever_they_hold(hu, card, identity):
@@ -328,7 +328,7 @@ def test_what_the_images_lack_is_empty_where_the_standard_wants_it(hu, card, ide
         del image.SpecificCharacterSet, image.SliceThickness, image.PatientSex
     stack = stack_series([as_file(image) for image in images])
     labels = np.ones((2, *hu.shape), np.uint8)
-    data = encode(stack, labels, card, Findings(), identity, MADE_AT)
+    data = b"".join(encode(stack, labels, card, Findings(), identity, MADE_AT))
     assert not read(data).PatientID
     assert "StudyDescription" not in read(data)
     assert errors_by_dciodvfy(data, tmp_path) == set()
@@ -347,7 +347,7 @@ def test_lossy_images_make_a_result_that_says_so(hu, card, identity):
 
 def test_long_names_are_cut_to_what_the_standard_holds(made, identity):
     card = replace(made.card, name="a-model-with-a-name-" * 4, version="2026.11.24+long" * 3)
-    data = encode(made.stack, made.labels, card, made.findings, identity, MADE_AT)
+    data = b"".join(encode(made.stack, made.labels, card, made.findings, identity, MADE_AT))
     description = read(data).SeriesDescription
     assert len(description) <= 64
     assert description.endswith(" - unverified, research")

@@ -19,8 +19,9 @@ from segnode_worker.folder import FolderArchive
 from segnode_worker.inputs import Fetched
 from segnode_worker.model_client import ModelProcess
 from segnode_worker.model_service import ModelService, models_folder
-from segnode_worker.pipeline import make_result, series_number
+from segnode_worker.result import make_result, series_number
 from segnode_worker.segmentation import ResultIdentity
+from segnode_worker.spool import in_memory
 
 NODE = "segnode-files"
 
@@ -68,11 +69,14 @@ def segment_folder(path: Path, model: str, out: Path, settings: Models, data: Pa
             ),
             made_at=datetime.now().astimezone(),
             stage=_told,
+            keep=in_memory,
         )
     finally:
         service.stop()
     for each in made.objects:
         archive.store(study_uid, each.data)
+    for said in made.findings.limitations:
+        say(said)
     for withheld in made.findings.withheld:
         say(f"segment {withheld.segment} is left out: {withheld.reason}")
     return str(out)

@@ -6,9 +6,10 @@ import json
 import secrets
 import ssl
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
-from typing import Any, Protocol
+from mmap import mmap
+from typing import Any, BinaryIO, Protocol, cast
 from urllib.parse import quote
 
 import urllib3
@@ -39,7 +40,7 @@ class Archive(Protocol):
     def fetch_instance(self, study_uid: str, series_uid: str, instance_uid: str) -> bytes | None:
         """Return one instance as a Part 10 file, None where the archive lacks it."""
 
-    def store(self, study_uid: str, data: bytes) -> None:
+    def store(self, study_uid: str, data: bytes | mmap) -> None:
         """Hand over one instance; whether it is there is for `confirm` to say."""
 
 
@@ -120,7 +121,7 @@ class DicomWebArchive:
         found = self._get(f"{series}/instances/{quote(instance_uid)}")
         return found[0] if found else None
 
-    def store(self, study_uid: str, data: bytes) -> None:
+    def store(self, study_uid: str, data: bytes | mmap) -> None:
         """Store one instance (STOW-RS).
 
         Raises
@@ -133,8 +134,13 @@ class DicomWebArchive:
         _, instance_uid = result_uids(data)
         boundary = secrets.token_hex(16)
         kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
-        headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
-        answer = self._ask("POST", f"/studies/{quote(study_uid)}", headers, body(boundary, data))
+        length, pieces = body(boundary, data)
+        headers = {
+            "Content-Type": kind,
+            "Content-Length": str(length),
+            "Accept": "application/dicom+json",
+        }
+        answer = self._ask("POST", f"/studies/{quote(study_uid)}", headers, pieces)
         try:
             text = self._read(answer)
         finally:
@@ -165,7 +171,11 @@ class DicomWebArchive:
             answer.close()
 
     def _ask(
-        self, method: str, path: str, headers: Mapping[str, str], content: bytes | None = None
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        content: Iterable[bytes] | None = None,
     ) -> urllib3.BaseHTTPResponse:
         try:
             return self._pool.request(
@@ -220,7 +230,7 @@ class DicomWebArchive:
         )
 
 
-def confirm(archive: Archive, study_uid: str, data: bytes) -> bytes:
+def confirm(archive: Archive, study_uid: str, data: bytes | mmap) -> bytes:
     """Read a stored instance back, compare it with what was sent, and return it.
 
     An archive may write an object anew, so that equal content counts where the bytes differ.
@@ -249,21 +259,32 @@ def collision(instance_uid: str) -> UidCollision:
     )
 
 
-def result_uids(data: bytes) -> tuple[str, str]:
+def result_uids(data: bytes | mmap) -> tuple[str, str]:
     """Return the Series and the SOP Instance UID of a Part 10 file."""
     tags = ["SeriesInstanceUID", "SOPInstanceUID"]
-    head = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=tags)
+    head = dcmread(as_stream(data), stop_before_pixels=True, specific_tags=tags)
     return str(head.SeriesInstanceUID), str(head.SOPInstanceUID)
 
 
-def same_content(kept: bytes, sent: bytes) -> bool:
+def as_stream(data: bytes | mmap) -> BinaryIO:
+    """Return a file to read from its start, without a copy where it lies on disk."""
+    if isinstance(data, bytes):
+        return BytesIO(data)
+    data.seek(0)
+    return cast("BinaryIO", data)  # it reads and seeks as one
+
+
+def same_content(kept: bytes, sent: bytes | mmap) -> bool:
     """Return whether two Part 10 files hold the same: an archive may write an object anew."""
-    if kept == sent:
+    places = range(0, len(kept), _CHUNK)
+    if len(kept) == len(sent) and all(
+        kept[place : place + _CHUNK] == sent[place : place + _CHUNK] for place in places
+    ):
         return True
     with warnings.catch_warnings():
         # pydicom's warnings quote values, which may be a patient's
         warnings.simplefilter("ignore")
-        return bool(dcmread(BytesIO(kept)) == dcmread(BytesIO(sent)))
+        return bool(dcmread(BytesIO(kept)) == dcmread(as_stream(sent)))
 
 
 def _check_stored(text: bytes, instance_uid: str, status: int) -> None:

@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from io import BytesIO
+from mmap import mmap
 from pathlib import Path
 
 from pydicom import dcmread
@@ -65,7 +66,7 @@ class FolderArchive:
         path = self._out / f"{instance_uid}.dcm"
         return path.read_bytes() if path.is_file() else None
 
-    def store(self, study_uid: str, data: bytes) -> None:
+    def store(self, study_uid: str, data: bytes | mmap) -> None:
         """Write one result, whole or not at all, for its owner alone to read.
 
         Raises
@@ -116,7 +117,7 @@ def _identity(path: Path) -> tuple[tuple[str, str], str] | None:
         ) from error
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def _write_whole(path: Path, data: bytes | mmap) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

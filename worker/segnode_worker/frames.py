@@ -7,7 +7,7 @@ thousands, and as pydicom objects they take longer than all the rest together.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,12 @@ def frames_of(labels: NDArray[np.uint8], card: Card, withheld: Collection[int]) 
     return frames
 
 
+def packed_size(labels: NDArray[np.uint8], frames: Sequence[Frame]) -> int:
+    """Return how many bytes `packed_pixels` gives, always an even number (PS3.5 8.1.1)."""
+    size: int = (len(frames) * labels.shape[2] * labels.shape[3] + 7) // 8
+    return size + size % 2
+
+
 def packed_pixels(labels: NDArray[np.uint8], frames: Sequence[Frame]) -> Iterator[bytes]:
     """Give the bits of the frames, the first pixel in the lowest bit (PS3.5 8.1.1)."""
     masks = np.empty((_AT_ONCE, *labels.shape[2:]), bool)
@@ -103,10 +109,12 @@ def functional_groups(frames: Sequence[Frame], sources: Sequence[Source]) -> Ite
         yield _ITEM.pack(0xFFFE, 0xE000, len(item)) + item
 
 
-def element(tag: int, representation: bytes, parts: Sequence[bytes]) -> list[bytes]:
-    """Return an element in Explicit VR Little Endian, as its header and the parts of its value."""
-    length = sum(map(len, parts))
-    return [_LONG.pack(tag >> 16, tag & 0xFFFF, representation, length), *parts]
+def element(
+    tag: int, representation: bytes, length: int, parts: Iterable[bytes]
+) -> Iterator[bytes]:
+    """Give an element in Explicit VR Little Endian: its header and the parts of its value."""
+    yield _LONG.pack(tag >> 16, tag & 0xFFFF, representation, length)
+    yield from parts
 
 
 def _derivation(source: Source) -> Dataset:

@@ -17,7 +17,7 @@ from scipy.ndimage import affine_transform
 from segnode_contract.card import Card
 from segnode_contract.errors import ModelFailed, UnsuitableSeries
 from segnode_worker.attributes import BROKEN
-from segnode_worker.stack import Stack, stack_series
+from segnode_worker.stack import Stack, stack_series, stacks_of_series
 
 _LEAST_COVERED = 0.5
 _HALF = 0.501
@@ -65,13 +65,13 @@ class Inputs:
     """SHA-256 of all of it."""
 
 
-def stack_inputs(fetched: Fetched, card: Card) -> Inputs:
-    """Stack what was fetched.
+def stack_inputs(fetched: Fetched, card: Card) -> list[Inputs]:
+    """Stack what was fetched; one for each stack of the first series.
 
     Raises
     ------
     UnsuitableSeries
-        If a series is no regular volume, or they do not fit the card or each other.
+        If a series is no volume, or they do not fit the card or each other.
     BrokenInstance
         If a file does not parse or decode.
     ModelFailed
@@ -79,24 +79,49 @@ def stack_inputs(fetched: Fetched, card: Card) -> Inputs:
     """
     _check_roles(fetched, card)
     modalities = {one.role: one.modality for one in card.inputs}
-    stack = stack_series(fetched.files, min_slices=card.min_slices, modality=card.modality)
+    stacks = stacks_of_series(
+        fetched.files,
+        min_slices=card.min_slices,
+        modality=card.modality,
+        largest_gap_mm=card.largest_gap_mm,
+    )
+    if len(stacks) > 1 and fetched.prior is not None:
+        raise UnsuitableSeries(
+            f"The series holds {len(stacks)} stacks of slices, and the model {card.name}, which "
+            "builds on the result of another, takes one.",
+            code="several-stacks",
+        )
+    others = {
+        role: stack_series(files, min_slices=2, modality=modalities[role])
+        for role, files in fetched.others.items()
+    }
+    return [_inputs(stack, others, fetched.prior) for stack in stacks]
+
+
+def _inputs(stack: Stack, others: Mapping[str, Stack], prior: PriorResult | None) -> Inputs:
     digest = hashlib.sha256(stack.digest.encode())
-    others = {}
-    for role, files in fetched.others.items():
-        other = stack_series(files, min_slices=2, modality=modalities[role])
-        others[role] = laid_on(other.volume, stack.volume, role)
+    laid = {}
+    for role, other in others.items():
+        laid[role] = laid_on(other.volume, stack.volume, role)
         digest.update(f"{role} {other.digest}".encode())
-    prior = None
-    if fetched.prior is not None:
-        prior = labels_of(fetched.prior, stack)
-        digest.update(prior.data)
-    alone = not others and prior is None
+    labels = None
+    if prior is not None:
+        labels = labels_of(prior, stack)
+        digest.update(labels.data)
+    alone = not laid and labels is None
     return Inputs(
         stack=stack,
-        others=others,
-        prior=prior,
+        others=laid,
+        prior=labels,
         digest=stack.digest if alone else digest.hexdigest(),
     )
+
+
+def digest_of(every: Sequence[Inputs]) -> str:
+    """Return the SHA-256 of what a model is given for all stacks of a series."""
+    if len(every) == 1:
+        return every[0].digest
+    return hashlib.sha256(" ".join(inputs.digest for inputs in every).encode()).hexdigest()
 
 
 def _check_roles(fetched: Fetched, card: Card) -> None:

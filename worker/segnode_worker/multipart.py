@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from email.message import Message
+from mmap import mmap
 
 from segnode_contract.errors import UnsuitableSeries
 
 _LONGEST_HEADER = 1 << 16
 _LARGEST = 1 << 32
+_PIECE = 1 << 20
 
 
 class BrokenMultipart(ValueError):
@@ -55,10 +57,18 @@ def parts(content_type: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
         raise BrokenMultipart("the body ends before its closing boundary")
 
 
-def body(boundary: str, content: bytes) -> bytes:
-    """Return a body of one part, `content`, a DICOM file."""
-    head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n"
-    return b"".join([head.encode(), content, f"\r\n--{boundary}--\r\n".encode()])
+def body(boundary: str, content: bytes | mmap) -> tuple[int, Iterator[bytes]]:
+    """Return the length and the pieces of a body of one part, `content`, a DICOM file."""
+    head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+    tail = f"\r\n--{boundary}--\r\n".encode()
+
+    def pieces() -> Iterator[bytes]:
+        yield head
+        for start in range(0, len(content), _PIECE):
+            yield content[start : start + _PIECE]
+        yield tail
+
+    return len(head) + len(content) + len(tail), pieces()
 
 
 def _boundary(content_type: str) -> bytes:

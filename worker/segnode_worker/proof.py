@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from io import BytesIO
+from mmap import mmap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from pydicom.dataelem import RawDataElement
 from segnode_contract.card import Card, Segment
 from segnode_contract.errors import ProofFailed
 from segnode_contract.findings import Findings
+from segnode_worker.archive import as_stream
 from segnode_worker.stack import Source, Stack
 
 _SAME_PLACE_MM = 0.01
@@ -24,7 +25,7 @@ _SAME = ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName")
 
 
 def prove(
-    data: bytes, stack: Stack, labels: NDArray[np.uint8], card: Card, findings: Findings
+    data: bytes | mmap, stack: Stack, labels: NDArray[np.uint8], card: Card, findings: Findings
 ) -> None:
     """Compare an encoded segmentation with the labels, voxel by voxel.
 
@@ -43,7 +44,7 @@ def prove(
     with warnings.catch_warnings():
         # pydicom's warnings quote values, which may be a patient's
         warnings.simplefilter("ignore")
-        made = dcmread(BytesIO(data))
+        made = dcmread(as_stream(data))
         _prove_head(made, stack, labels)
         _prove_segments(made.SegmentSequence, card)
         _prove_references(made, stack.sources)
@@ -56,7 +57,7 @@ def prove(
 def _prove_head(made: Dataset, stack: Stack, labels: NDArray[np.uint8]) -> None:
     source, same = stack.sources[0].header, stack.plane
     for keyword in _SAME:
-        if _bytes_of(made, keyword) != _bytes_of(source, keyword):
+        if bytes_of(made, keyword) != bytes_of(source, keyword):
             raise ProofFailed(f"{keyword} of the result is not that of its images.")
     shared = made.SharedFunctionalGroupsSequence[0]
     plane, pixels = shared.PlaneOrientationSequence[0], shared.PixelMeasuresSequence[0]
@@ -72,7 +73,7 @@ def _prove_head(made: Dataset, stack: Stack, labels: NDArray[np.uint8]) -> None:
             raise ProofFailed(f"The {name} of the result is {has}; that of its images is {needs}.")
 
 
-def _bytes_of(dataset: Dataset, keyword: str) -> bytes:
+def bytes_of(dataset: Dataset, keyword: str) -> bytes:
     """Return a text as it is written, before any character set has its say."""
     if keyword not in dataset:
         return b""

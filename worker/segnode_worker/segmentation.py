@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
-from io import BytesIO
 
 import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmwrite
+from pydicom import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
-from segnode_contract.card import Card, Code, Segment
-from segnode_contract.errors import BrokenInstance
+from segnode_contract.card import Card, Segment
 from segnode_contract.findings import Findings
 from segnode_contract.identity import derived_uid
-from segnode_worker.attributes import BROKEN
-from segnode_worker.frames import Frame, element, frames_of, functional_groups, packed_pixels
+from segnode_worker.frames import (
+    Frame,
+    element,
+    frames_of,
+    functional_groups,
+    packed_pixels,
+    packed_size,
+)
+from segnode_worker.imprint import (
+    VERIFIED_BY_NOBODY,
+    ascii_text,
+    concept,
+    set_dates,
+    written,
+)
 from segnode_worker.stack import Source, Stack
-from segnode_worker.study import copy_study
 
 SERIES_NUMBERS = 9000
 """Results are numbered from here, below the images in a viewer's list."""
@@ -57,7 +67,14 @@ class ResultIdentity:
     model_digest: str
     node_id: str
     series_number: int = SERIES_NUMBERS
+    stack: int = 1
+    stacks: int = 1
+    """Which of how many stacks of its series a result is of."""
     node_version: str = field(default_factory=lambda: version("segnode"))
+
+    def uid(self, role: str) -> str:
+        """Return the UID of `role`, as of `derived_uid`, for this stack."""
+        return derived_uid(self.job_key, role if self.stack == 1 else f"{role}/stack-{self.stack}")
 
 
 def encode(  # noqa: PLR0917 - the arguments follow the road of a job
@@ -67,8 +84,8 @@ def encode(  # noqa: PLR0917 - the arguments follow the road of a job
     findings: Findings,
     identity: ResultIdentity,
     made_at: datetime,
-) -> bytes:
-    """Return the segmentation as a Part 10 file (PS3.3 A.51, C.8.20).
+) -> Iterator[bytes]:
+    """Give the segmentation as a Part 10 file, piece by piece (PS3.3 A.51, C.8.20).
 
     The same arguments give the same bytes. Every segment of the card is listed under its number;
     one that the model left out, or did not find, has no frames and says so in its description. A
@@ -102,19 +119,16 @@ def encode(  # noqa: PLR0917 - the arguments follow the road of a job
         # pydicom's warnings quote values, which may be a patient's
         warnings.simplefilter("ignore")
         head = _head(stack, card, _descriptions(found, card, findings, identity), identity)
-        _set_dates(head, made_at)
+        set_dates(head, made_at)
         head.SegmentsOverlap = "YES" if _overlap(labels) else "NO"
         head.NumberOfFrames = len(frames)
-        written = _written(head, stack.sources[0].header)
+        start = written(head, stack.sources[0].header)
         groups = list(functional_groups(frames, stack.sources))
     # both tags are higher than any of the head, so that they stand at the file's end
-    return b"".join(
-        [
-            written,
-            *element(_PER_FRAME_GROUPS, b"SQ", groups),
-            *element(_PIXEL_DATA, b"OB", list(packed_pixels(labels, frames))),
-        ]
-    )
+    yield start
+    yield from element(_PER_FRAME_GROUPS, b"SQ", sum(map(len, groups)), groups)
+    size = packed_size(labels, frames)
+    yield from element(_PIXEL_DATA, b"OB", size, packed_pixels(labels, frames))
 
 
 def _head(
@@ -127,7 +141,7 @@ def _head(
 
     It sees the geometry of one image, and not the patient, whose attributes need not be valid.
     """
-    key, spacing_mm = identity.job_key, stack.plane.slice_spacing_mm
+    spacing_mm = stack.plane.slice_spacing_mm
     one_frame = np.zeros((1, stack.plane.rows, stack.plane.columns), np.uint8)
     one_frame[0, 0, 0] = 1
     made = hd.seg.Segmentation(
@@ -135,18 +149,18 @@ def _head(
         pixel_array=one_frame,
         segmentation_type="BINARY",
         segment_descriptions=descriptions,
-        series_instance_uid=derived_uid(key, "series"),
+        series_instance_uid=identity.uid("series"),
         series_number=identity.series_number,
-        sop_instance_uid=derived_uid(key, "seg"),
+        sop_instance_uid=identity.uid("seg"),
         instance_number=1,
         manufacturer="segnode",
-        manufacturer_model_name=_ascii(card.name),
+        manufacturer_model_name=ascii_text(card.name),
         software_versions="segnode",
-        device_serial_number=_ascii(identity.node_id),
+        device_serial_number=ascii_text(identity.node_id),
         content_label=card.content_label,
-        content_description="Made by a machine, for research; verified by nobody",
+        content_description=VERIFIED_BY_NOBODY,
         content_qualification="RESEARCH",
-        series_description=_series_description(card),
+        series_description=series_description(card, identity),
         transfer_syntax_uid=ExplicitVRLittleEndian,
         specific_character_set=None,
     )
@@ -154,7 +168,7 @@ def _head(
     head.preamble, head.file_meta = made.preamble, made.file_meta
     head.SoftwareVersions = [
         f"segnode {identity.node_version}",
-        _ascii(f"{card.name} {card.version}"),
+        ascii_text(f"{card.name} {card.version}"),
         identity.model_digest[:16],
     ]
     del head.PerFrameFunctionalGroupsSequence, head.PixelData
@@ -167,24 +181,10 @@ def _head(
     shared.pop("SegmentIdentificationSequence", None)
     head.pop("DimensionOrganizationType", None)
     _refer_to(stack.sources, head)
-    dimensions = derived_uid(key, "dimensions")
+    dimensions = identity.uid("dimensions")
     for item in (*head.DimensionOrganizationSequence, *head.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimensions
     return head
-
-
-def _written(head: Dataset, source: Dataset) -> bytes:
-    """Write the head with the patient and the study of an image."""
-    stream = BytesIO()
-    try:
-        copy_study(source, head)
-        dcmwrite(stream, head, enforce_file_format=True)
-    except BROKEN as error:
-        raise BrokenInstance(
-            f"Patient and study of the image {source.SOPInstanceUID} cannot be copied "
-            f"({type(error).__name__}); send the image again from where it came."
-        ) from error
-    return stream.getvalue()
 
 
 def _empty_frame(card: Card, withheld: Mapping[int, str]) -> Frame:
@@ -250,11 +250,11 @@ def _descriptions(
         number = segment.number
         description = _description(segment, card, identity)
         if number in withheld:
-            description.SegmentLabel = _ascii(segment.label, 51) + " (left out)"
-            description.SegmentDescription = _ascii(withheld[number], 1024)
+            description.SegmentLabel = ascii_text(segment.label, 51) + " (left out)"
+            description.SegmentDescription = ascii_text(withheld[number], 1024)
         elif number in marked:
-            description.SegmentLabel = _ascii(segment.label, 50) + " (implausible)"
-            description.SegmentDescription = _ascii(marked[number], 1024)
+            description.SegmentLabel = ascii_text(segment.label, 50) + " (implausible)"
+            description.SegmentDescription = ascii_text(marked[number], 1024)
         elif number not in found:
             description.SegmentDescription = "Not found in these images."
         descriptions.append(description)
@@ -265,49 +265,55 @@ def _description(
     segment: Segment, card: Card, identity: ResultIdentity
 ) -> hd.seg.SegmentDescription:
     algorithm = hd.AlgorithmIdentificationSequence(
-        name=_ascii(card.name),
-        version=_ascii(card.version),
-        family=(
-            codes.cid7162.MorphologicalOperations
-            if card.kind == "builtin"
-            else codes.cid7162.ArtificialIntelligence
-        ),
+        name=ascii_text(card.name),
+        version=ascii_text(card.version),
+        family=algorithm_family(card),
         source="segnode",
         parameters={"digest": f"sha256:{identity.model_digest}"},
     )
     description = hd.seg.SegmentDescription(
         segment_number=segment.number,
-        segment_label=_ascii(segment.label),
-        segmented_property_category=_concept(segment.category),
-        segmented_property_type=_concept(segment.type),
+        segment_label=ascii_text(segment.label),
+        segmented_property_category=concept(segment.category),
+        segmented_property_type=concept(segment.type),
         algorithm_type="AUTOMATIC",
         algorithm_identification=algorithm,
-        tracking_id=f"{_ascii(card.name)}/{segment.number}/{identity.job_key[:16]}",
-        tracking_uid=derived_uid(identity.job_key, f"tracking/{segment.number}"),
+        tracking_id=tracking_id(segment, card, identity),
+        tracking_uid=tracking_uid(segment, identity),
     )
     description.RecommendedDisplayCIELabValue = list(segment.colour)
     if segment.modifiers:
         kind = description.SegmentedPropertyTypeCodeSequence[0]
-        kind.SegmentedPropertyTypeModifierCodeSequence = [_concept(m) for m in segment.modifiers]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [concept(m) for m in segment.modifiers]
     return description
 
 
-def _concept(code: Code) -> hd.sr.CodedConcept:
-    return hd.sr.CodedConcept(code.value, code.scheme, _ascii(code.meaning))
+def algorithm_family(card: Card) -> Code:
+    """Return what kind of algorithm a model is (PS3.16 CID 7162)."""
+    family: Code = (
+        codes.cid7162.MorphologicalOperations
+        if card.kind == "builtin"
+        else codes.cid7162.ArtificialIntelligence
+    )
+    return family
 
 
-def _series_description(card: Card) -> str:
-    tail = " - unverified, research"
-    return _ascii(f"AI {card.name} v{card.version}", 64 - len(tail)) + tail
+def tracking_id(segment: Segment, card: Card, identity: ResultIdentity) -> str:
+    """Return the Tracking ID of a segment, the same in every object of a result."""
+    return f"{ascii_text(card.name)}/{segment.number}/{identity.job_key[:16]}"
 
 
-def _set_dates(head: Dataset, made_at: datetime) -> None:
-    date, time = made_at.strftime("%Y%m%d"), made_at.strftime("%H%M%S.%f")
-    for what in ("InstanceCreation", "Content", "Series"):
-        setattr(head, f"{what}Date", date)
-        setattr(head, f"{what}Time", time)
-    for equipment in head.ContributingEquipmentSequence:
-        equipment.ContributionDateTime = date + time
+def tracking_uid(segment: Segment, identity: ResultIdentity) -> str:
+    """Return the Tracking UID of a segment, the same in every object of a result."""
+    return identity.uid(f"tracking/{segment.number}")
+
+
+def series_description(card: Card, identity: ResultIdentity, what: str = "") -> str:
+    """Return the Series Description of an object, which says `what` it is where that is given."""
+    tail = f"{what and ' ' + what} - unverified, research"
+    if identity.stacks > 1:
+        tail = f" (stack {identity.stack} of {identity.stacks}){tail}"
+    return ascii_text(f"AI {card.name} v{card.version}", 64 - len(tail)) + tail
 
 
 def _overlap(labels: NDArray[np.uint8]) -> bool:
@@ -315,9 +321,3 @@ def _overlap(labels: NDArray[np.uint8]) -> bool:
     return any(
         np.count_nonzero(labels[:, number], axis=0).max() > 1 for number in range(labels.shape[1])
     )
-
-
-def _ascii(text: str, limit: int = 64) -> str:
-    """Return a text of ours as any character set of the images can hold it."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return plain.encode("ascii", "replace").decode()[:limit].strip()

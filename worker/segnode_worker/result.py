@@ -1,0 +1,261 @@
+"""The result of a job: stack, infer, encode and verify."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from mmap import mmap
+from typing import Protocol
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+
+from segnode_contract.card import Card
+from segnode_contract.errors import ModelFailed, SeriesChanged
+from segnode_contract.findings import Findings
+from segnode_contract.identity import content_digest
+from segnode_contract.job import ResultObject, Stage, StageTimer
+from segnode_worker.archive import result_uids
+from segnode_worker.attributes import BROKEN
+from segnode_worker.inputs import Fetched, Inputs, digest_of, stack_inputs
+from segnode_worker.model_client import Told, unheard
+from segnode_worker.plausible import counts_of, judged
+from segnode_worker.proof import prove
+from segnode_worker.segmentation import ResultIdentity, encode
+from segnode_worker.spool import Kept
+from segnode_worker.stack import Stack
+from segnode_worker.volume import for_model, on_source
+
+Keep = Callable[[Iterable[bytes]], Kept]
+Proof = Callable[[bytes | mmap], None]
+
+
+class Segmenter(Protocol):
+    """What runs models. `ModelProcess` in service."""
+
+    def segment(
+        self,
+        card: Card,
+        digest: str,
+        volume: hd.Volume,
+        attributes: Mapping[str, str],
+        *,
+        others: Mapping[str, NDArray[np.float32]],
+        prior: NDArray[np.uint8] | None,
+        thrifty: bool = False,
+        stage: StageTimer,
+        told: Told,
+    ) -> tuple[NDArray[np.uint8], Findings]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A result that is proved and not yet stored."""
+
+    objects: tuple[ResultObject, ...]
+    findings: Findings
+    input_digest: str
+    proofs: Mapping[str, Proof]
+    """By SOP Instance UID: raises `ProofFailed` for an object that does not hold the same."""
+
+
+def make_result(
+    fetched: Fetched,
+    *,
+    card: Card,
+    models: Segmenter,
+    identity: ResultIdentity,
+    made_at: datetime,
+    stage: StageTimer,
+    keep: Keep,
+    told: Told = unheard,
+    content: str | None = None,
+    thrifty: bool = False,
+) -> Made:
+    """Stack, infer, encode and verify, one stack of the series after the other.
+
+    Parameters
+    ----------
+    fetched
+        The images, and what else the model takes.
+    stage
+        Times each step.
+    keep
+        Takes the pieces of each object.
+    told
+        Hears how far the model is; what it raises stops the job.
+    content
+        `identity.content_digest` of the instances that the job was made for, where there is a job.
+    thrifty
+        Use the model's smaller memory profile.
+
+    Raises
+    ------
+    SeriesChanged
+        If the files are not those instances.
+    MemoryExhausted
+        If the images do not fit into memory.
+    UnsuitableSeries, BrokenInstance, ModelFailed, ModelTimeLimit, ProofFailed, SpoolFull
+        From the steps.
+    """
+    maker = _Maker(
+        card=card,
+        models=models,
+        made_at=made_at,
+        stage=stage,
+        keep=keep,
+        told=told,
+        thrifty=thrifty,
+    )
+    with stage(Stage.STACK):
+        if content is not None:
+            check_content(fetched.every_file, content)
+        every = stack_inputs(fetched, card)
+    digest = digest_of(every)
+    parts: list[Made] = []
+    while every:  # each is let go when it is done
+        inputs, number = every.pop(0), len(parts) + 1
+        own = replace(identity, stack=number, stacks=number + len(every))
+        labels, findings = maker.segmented(inputs, own)
+        parts.append(maker.written(inputs.stack, labels, findings, own))
+    return Made(
+        objects=tuple(each for part in parts for each in part.objects),
+        findings=_merged([part.findings for part in parts]),
+        input_digest=digest,
+        proofs={uid: proof for part in parts for uid, proof in part.proofs.items()},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Maker:
+    """What is the same for every stack of a job; as of `make_result`."""
+
+    card: Card
+    models: Segmenter
+    made_at: datetime
+    stage: StageTimer
+    keep: Keep
+    told: Told
+    thrifty: bool
+
+    def segmented(
+        self, inputs: Inputs, identity: ResultIdentity
+    ) -> tuple[NDArray[np.uint8], Findings]:
+        """Return the labels on the slices of one stack, and all that is known of them."""
+        stack, card = inputs.stack, self.card
+        with self.stage(Stage.STACK):
+            volume = for_model(stack.volume, card.orientation)
+            others = {
+                role: for_model(stack.volume.with_array(values), card.orientation).array
+                for role, values in inputs.others.items()
+            }
+            prior = _turned(inputs, card)
+        found, findings = self.models.segment(
+            card,
+            identity.model_digest,
+            volume,
+            stack.attributes,
+            others=others,
+            prior=prior,
+            thrifty=self.thrifty,
+            stage=self.stage,
+            told=self.told,
+        )
+        with self.stage(Stage.ENCODE):
+            labels = stack.on_slices(on_source(found, volume, stack.volume))
+            counts = counts_of(labels)
+            _check_values(counts, card)
+            findings = judged(labels, counts, card, findings, stack.slice_ml)
+        limitations = (*findings.limitations, *stack.limitations)
+        return labels, replace(findings, limitations=limitations)
+
+    def written(
+        self,
+        stack: Stack,
+        labels: NDArray[np.uint8],
+        findings: Findings,
+        identity: ResultIdentity,
+    ) -> Made:
+        """Write the objects of one stack, and prove them."""
+        with self.stage(Stage.ENCODE):
+            parts = encode(stack, labels, self.card, findings, identity, self.made_at)
+            kept = self.keep(parts)
+        seg = ResultObject(
+            role="SEG",
+            instance_uid=identity.uid("seg"),
+            series_uid=identity.uid("series"),
+            data=kept.data,
+            digest=kept.digest,
+        )
+        proof = partial(prove, stack=stack, labels=labels, card=self.card, findings=findings)
+        with self.stage(Stage.VERIFY):
+            proof(seg.data)
+        return Made(
+            objects=(seg,),
+            findings=findings,
+            input_digest="",
+            proofs={seg.instance_uid: proof},
+        )
+
+
+def _merged(findings: Sequence[Findings]) -> Findings:
+    """Return the findings of all stacks, each under its number."""
+    numbered = list(enumerate(findings, 1))
+    limitations = dict.fromkeys(said for one in findings for said in one.limitations)
+    return Findings(
+        withheld=tuple(replace(w, stack=n) for n, one in numbered for w in one.withheld),
+        measurements=tuple(replace(m, stack=n) for n, one in numbered for m in one.measurements),
+        marked=tuple(replace(m, stack=n) for n, one in numbered for m in one.marked),
+        limitations=tuple(limitations),
+    )
+
+
+def _turned(inputs: Inputs, card: Card) -> NDArray[np.uint8] | None:
+    if inputs.prior is None:
+        return None
+    planes = [inputs.stack.volume.with_array(plane) for plane in inputs.prior]
+    return np.stack([for_model(plane, card.orientation).array for plane in planes])
+
+
+def series_number(model: str) -> int:
+    """Return the Series Number of a model's results, 9000 to 9999, the same on every node."""
+    return 9000 + zlib.crc32(model.encode()) % 1000
+
+
+def check_content(files: Sequence[bytes], content: str) -> None:
+    """Refuse files that are not those that a job was made for.
+
+    Raises
+    ------
+    SeriesChanged
+        If they are others, or none.
+    """
+    try:
+        found = content_digest(result_uids(data)[1] for data in files)
+    except BROKEN:
+        return  # the stack names what is broken
+    if found != content:
+        raise SeriesChanged(
+            f"The archive gave {len(files)} images, which are not those that the job was made for. "
+            "If the series changed, its new content gets a job of its own, which supersedes this "
+            "one."
+            if files
+            else "The archive gave no image of the series: it was deleted there, or its UID is "
+            "there twice, for two patients or in two studies."
+        )
+
+
+def _check_values(counts: NDArray[np.int64], card: Card) -> None:
+    for plane in range(card.planes):
+        known = {0} | {s.value for s in card.segments if s.plane == plane}
+        strange = set(np.flatnonzero(counts[plane].any(axis=0)).tolist()) - known
+        if strange:
+            raise ModelFailed(
+                f"The model {card.name} gave the label {min(strange)} in plane {plane}, which its "
+                "card does not name; the card and the model do not belong together.",
+                code="model-strange-label",
+            )
