@@ -200,7 +200,7 @@ REFUSED = [
     (each(FrameOfReferenceUID=None), "geometry", "Frame of Reference"),
     (each(SOPClassUID=SecondaryCaptureImageStorage), "sop-class", SecondaryCaptureImageStorage),
     (the_third(SeriesInstanceUID="1.2.3"), "mixed-series", "1.2.3"),
-    (the_third(StudyInstanceUID="1.2.3"), "mixed-series", "of the series"),
+    (the_third(StudyInstanceUID="1.2.3"), "mixed-series", "of the study"),
     (smaller, "missing-slice", "1 images of the series were not segmented: they differ in size"),
     (move(2, 3), "duplicate-position", "(-15.625, -14.25, -3)"),
     (lambda images: images.__delitem__(4), "missing-slice", "6.00 mm, where 3.00 mm"),

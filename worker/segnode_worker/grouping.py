@@ -59,12 +59,13 @@ def stacks_in(slices: Sequence[Slice], min_slices: int) -> tuple[list[list[Slice
 
 def _check_one_series(slices: Sequence[Slice]) -> None:
     first = slices[0].image
-    for one in slices:
-        if (one.image.study_uid, one.image.series_uid) != (first.study_uid, first.series_uid):
+    for what in ("series", "study"):
+        own = getattr(first, f"{what}_uid")
+        others = {getattr(one.image, f"{what}_uid") for one in slices} - {own}
+        if others:
             raise unsuitable(
                 "mixed-series",
-                f"does not form one volume: its images are of the series {first.series_uid} and "
-                f"{one.image.series_uid}",
+                f"is no single one: its images are of the {what} {own} and of {min(others)}",
             )
 
 
