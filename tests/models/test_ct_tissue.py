@@ -133,6 +133,15 @@ def test_tiny_images_do_not_stop_a_model(run, model, shape, value):
     run(model, np.full(shape, value, dtype=np.int16), (5.0, 0.7, 0.7))
 
 
+@pytest.mark.parametrize("model", ["ct-tissue", "ct-lung-density"])
+@pytest.mark.parametrize("slices", [15, 16, 17, 18, 31, 33])
+def test_any_number_of_thin_slices_is_segmented(run, model, slices):
+    hu = np.full((slices, 60, 60), 40, np.int16)
+    hu[:, :4] = -1000
+    labels = run(model, hu, (1.25, 3.0, 3.0)).labels
+    assert labels.shape[1:] == hu.shape
+
+
 def test_read_only_turned_images_give_the_same(run, ct):
     turned = np.ascontiguousarray(ct.hu[::-1, ::-1])[::-1, ::-1]
     turned.flags.writeable = False

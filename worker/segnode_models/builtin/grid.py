@@ -64,8 +64,10 @@ class Grid:
         return torch.cat([self._pool_slab(to_float(hu[slab], device)) for slab in self.slabs()])
 
     def _pool_slab(self, hu: Tensor) -> Tensor:
+        # the last slab may be thinner than a block, which torch takes for an error
+        block = (min(self.factors[0], len(hu)), *self.factors[1:])
         pooled = functional.avg_pool3d(
-            hu[None, None], self.factors, ceil_mode=True, count_include_pad=False
+            hu[None, None], block, ceil_mode=True, count_include_pad=False
         )
         return pooled[0, 0]
 
