@@ -1,0 +1,146 @@
+"""OHIF draws the mask of a tilted, of an uneven and of a multi-frame series where the ball is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import datetime
+from io import BytesIO
+
+import highdicom as hd
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+
+from segnode_cli.ct_series import as_file
+from segnode_contract.card import Card, parse_card
+from segnode_contract.findings import Findings
+from segnode_worker.inputs import Fetched
+from segnode_worker.result import make_result
+from segnode_worker.segmentation import ResultIdentity
+from segnode_worker.spool import in_memory
+
+from ..worker.odd_series import (
+    AXIAL,
+    COLUMNS,
+    INSIDE,
+    OUTSIDE,
+    ROWS,
+    ball_series,
+    corners,
+    enhanced,
+    truth,
+)
+from .browser import Picture, Viewer, coloured
+from .viewer_node import ViewerNode
+
+EVEN = np.arange(-12.0, 25.0, 4.0)
+UNEVEN = np.array([-12.0, -8, -4, 0, 3, 5, 8, 12, 15, 19, 24])
+SERIES = {
+    "tilted": lambda: ball_series(corners(EVEN, tilt_degrees=18.5), seed="ohif tilt"),
+    "uneven": lambda: ball_series(corners(UNEVEN), seed="ohif uneven"),
+    "frames": lambda: [enhanced(ball_series(corners(EVEN), seed="ohif frames"))],
+}
+CARD = """
+name = "ball"
+version = "1"
+kind = "builtin"
+intended_use = "Tests."
+limitations = ["It knows a ball."]
+licence = "AGPL-3.0-or-later"
+memory_bytes = 1
+time_limit_s = 1
+[input]
+modality = "CT"
+orientation = "HPL"
+min_slices = 1
+largest_gap_mm = 12
+[[segments]]
+number = 1
+label = "Ball"
+plane = 0
+value = 1
+colour = [34885, 53485, 50171]
+category = {value = "49755003", scheme = "SCT", meaning = "Morphologically Altered Structure"}
+type = {value = "27925004", scheme = "SCT", meaning = "Nodule"}
+"""
+
+
+class Threshold:
+    """A model that finds what is nearer to the ball's value than to the tissue's."""
+
+    def segment(
+        self, card: Card, digest: str, volume: hd.Volume, attributes: Mapping[str, str], **_: object
+    ) -> tuple[NDArray[np.uint8], Findings]:
+        return (volume.array[None] > (INSIDE + OUTSIDE) / 2).astype(np.uint8), Findings()
+
+
+@pytest.fixture(params=SERIES.values(), ids=SERIES.keys())
+def series(
+    request: pytest.FixtureRequest, orthanc_with_viewer: ViewerNode
+) -> Iterator[Sequence[Dataset]]:
+    """The images, which the archive has, and their segmentation too."""
+    images: list[Dataset] = request.param()
+    for image in images:
+        image.WindowCenter, image.WindowWidth = 500, 2000
+        orthanc_with_viewer.upload(image)
+    card = parse_card(CARD, where="the ball's card")
+    made = make_result(
+        Fetched(files=[as_file(image) for image in images]),
+        card=replace(card),
+        models=Threshold(),
+        identity=ResultIdentity(
+            job_key=images[0].SOPInstanceUID, model_digest="cd" * 32, node_id="node-1"
+        ),
+        made_at=datetime(2026, 2, 3),
+        stage=lambda _: nullcontext(),
+        keep=in_memory,
+    )
+    seg = dcmread(BytesIO(bytes(made.objects[0].data)))
+    orthanc_with_viewer.upload(seg)
+    overlay = {
+        "series_uid": images[0].SeriesInstanceUID,
+        "seg_series_uid": seg.SeriesInstanceUID,
+        "model": "ball",
+        "description": seg.SeriesDescription,
+    }
+    orthanc_with_viewer.say([overlay])
+    yield images
+    orthanc_with_viewer.say([])
+
+
+def middle_of(picture: Picture) -> tuple[float, float]:
+    """Return row and column of the colour's middle, in pixels of the image."""
+    shown_rows, shown_columns = np.nonzero(picture.max(axis=2) > 5)
+    rows, columns = np.nonzero(coloured(picture))
+    span = (shown_rows.min(), shown_rows.max() + 1), (shown_columns.min(), shown_columns.max() + 1)
+    row = np.interp(rows.mean() + 0.5, span[0], (0, ROWS)) - 0.5
+    column = np.interp(columns.mean() + 0.5, span[1], (0, COLUMNS)) - 0.5
+    return float(row), float(column)
+
+
+def test_the_mask_is_drawn_where_the_ball_is(
+    viewer: Viewer, series: Sequence[Dataset], request: pytest.FixtureRequest
+) -> None:
+    viewer.open_study(series[0].StudyInstanceUID)
+    viewer.wait_for_overlay()
+    middles = [c for c in positions_of(series) if truth(c, AXIAL).sum() > 150]
+    for corner in (middles[0], middles[-1], middles[len(middles) // 2]):
+        viewer.scroll_to(float(corner[2]))
+        viewer.page.wait_for_timeout(300)  # the slice before has colour too
+        picture = viewer.wait_for(lambda picture: bool(coloured(picture).sum() > 100))
+        known = np.argwhere(truth(corner, AXIAL)).mean(axis=0)
+        assert middle_of(picture) == pytest.approx(known, abs=1.0), corner
+    viewer.screenshot(f"odd-{request.node.callspec.id}")
+    assert viewer.errors == []
+
+
+def positions_of(series: Sequence[Dataset]) -> list[NDArray[np.float64]]:
+    if "PerFrameFunctionalGroupsSequence" in series[0]:
+        groups = series[0].PerFrameFunctionalGroupsSequence
+        planes = [group.PlanePositionSequence[0] for group in groups]
+    else:
+        planes = list(series)
+    return [np.array(plane.ImagePositionPatient, float) for plane in planes]
