@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,7 +39,7 @@ class SeriesFacts:
     modality: str
     body_part: str
     image_type: tuple[str, ...]
-    """Image Type of the first instance, in capitals (PS3.3 C.7.6.1.1.2)."""
+    """Image Type of the usual instance, in capitals (PS3.3 C.7.6.1.1.2)."""
     sop_class_uid: str
     copied: bool
     """Whether Orthanc made it from another series, by anonymising or modifying."""
@@ -53,7 +54,7 @@ class SeriesFacts:
     texts: Mapping[str, str] = field(default_factory=dict)
     """`condition.TEXTS`, in capitals."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """Every attribute of the first instance by keyword: texts, and lists of items."""
+    """Every attribute of the usual instance by keyword: texts, and lists of items."""
 
 
 def series_facts(
@@ -73,7 +74,7 @@ def series_facts(
     study = index.get(f"/studies/{series['ParentStudy']}") if instances else None
     if not instances or not study:
         return None
-    first = next(iter(instances))
+    first = _usual(instances)
     tags = index.get(f"/instances/{first}/simplified-tags") or {}
     metadata = index.get(f"/series/{orthanc_id}/metadata") or []
     reception = index.get(f"/instances/{first}/metadata?expand") or {}
@@ -112,6 +113,13 @@ def _instances(
     place = {one: number for number, one in enumerate(series.get("Instances", ()))}
     listed = sorted(listed, key=lambda each: place.get(each["ID"], len(place)))
     return {each["ID"]: each["MainDicomTags"] for each in listed}
+
+
+def _usual(instances: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the first instance of those that share most directions: not a scout among slices."""
+    directions = {one: str(tags.get("ImageOrientationPatient")) for one, tags in instances.items()}
+    [(usual, _)] = Counter(directions.values()).most_common(1)
+    return next(one for one, direction in directions.items() if direction == usual)
 
 
 def _numbers(count: int, shape: Shape | None, updated: Any) -> dict[str, float | None]:

@@ -80,6 +80,17 @@ def facts_of(tags: dict[str, Any], metadata: Any = ()) -> SeriesFacts:
     return facts
 
 
+def test_a_scout_among_slices_does_not_speak_for_them() -> None:
+    index = Index(TAGS | {"ImageType": "ORIGINAL\\PRIMARY\\LOCALIZER"})
+    index.answers["/instances/1/simplified-tags"] = TAGS
+    for n, each in enumerate(index.answers["/series/s/instances"]):
+        direction = "0\\1\\0\\0\\0\\-1" if n == 0 else "1\\0\\0\\0\\1\\0"
+        each["MainDicomTags"]["ImageOrientationPatient"] = direction
+    facts = series_facts(index, "s")
+    assert facts is not None
+    assert facts.image_type == ("ORIGINAL", "PRIMARY", "AXIAL")
+
+
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
