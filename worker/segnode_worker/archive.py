@@ -26,7 +26,7 @@ from segnode_contract.errors import (
 from segnode_worker.multipart import BrokenMultipart, body, parts
 
 _ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18  # larger than an image, it would leave holes between the images
 _LATER = (408, 425, 429)
 _OUT_OF_RESOURCES = 0xA7  # the high byte of a failure reason, PS3.4 B.2.3
 
@@ -154,6 +154,7 @@ class DicomWebArchive:
         answer = self._ask("GET", path, {"Accept": _ACCEPT})
         try:
             if answer.status == 404:
+                answer.read(_CHUNK)  # to its end, so that the connection can be used again
                 return []
             self._check_status(answer.status)
             if answer.status != 200:

@@ -24,6 +24,8 @@ _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # (FFFE,E000), both byte or
 _MOST_ELEMENTS = 50_000
 _MOST_ITEMS = 50_000
 """pydicom takes 10 to 30 µs for each, and 1 kB; images of scanners have a few hundred."""
+_HEAD = 1 << 16
+"""Most headers end within so many bytes, which hold no more elements and items than may be."""
 _INFLATED_FREELY = 1 << 24
 _INFLATED_AT_MOST = 1 << 28
 _INFLATION = 200
@@ -81,12 +83,13 @@ def parse_instance(file: bytes, place: int) -> Instance:
         with warnings.catch_warnings():
             # pydicom's warnings quote values, which may be a patient's
             warnings.simplefilter("ignore")
-            file = inflated(file)
-            if max(map(file.count, _ITEMS)) > _MOST_ITEMS:
-                raise _too_complex(name)
-            stream = BytesIO(file)
-            header = read_partial(stream, _until_pixels(name))
-            return _instance(header, file, stream.tell(), name)
+            found = _short_header(file, name)
+            if found is None:
+                file = inflated(file)
+                if max(map(file.count, _ITEMS)) > _MOST_ITEMS:
+                    raise _too_complex(name)
+                found = _header(file, name)
+            return _instance(*found, file, name)
     except RecursionError as error:
         raise _too_complex(name) from error
     except BROKEN as error:
@@ -94,6 +97,30 @@ def parse_instance(file: bytes, place: int) -> Instance:
             "broken-instance",
             f"{name} cannot be read ({type(error).__name__}); send it again from where it came.",
         ) from error
+
+
+def _short_header(file: bytes, name: str) -> tuple[FileDataset, int] | None:
+    """Read a header from the first bytes of a file, none where pixels do not follow it there.
+
+    To search all pixels for items, and for what says that they are deflated, takes as long as to
+    read the header.
+    """
+    head = file[:_HEAD]
+    if DeflatedExplicitVRLittleEndian.encode() in head:
+        return None
+    try:
+        header, end = _header(head, name)
+    except BROKEN:
+        return None
+    return (header, end) if head[end : end + 4] in _PIXEL_DATA else None
+
+
+def _header(file: bytes, name: str) -> tuple[FileDataset, int]:
+    """Return what stands before the pixels, and where they start."""
+    stream = BytesIO(file)
+    header = read_partial(stream, _until_pixels(name))
+    header.buffer = None  # it would keep the file as long as the header
+    return header, stream.tell()
 
 
 def inflated(file: bytes) -> bytes:
@@ -137,7 +164,7 @@ def _until_pixels(name: str) -> Callable[[BaseTag, str | None, int], bool]:
     return stop
 
 
-def _instance(header: FileDataset, file: bytes, pixel_offset: int, name: str) -> Instance:
+def _instance(header: FileDataset, pixel_offset: int, file: bytes, name: str) -> Instance:
     if "SOPInstanceUID" not in header:  # pydicom ends a header that is cut short without a word
         raise _broken(
             "broken-instance",

@@ -218,14 +218,13 @@ def _jpeg2000_size(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _is_plain(instance: Instance) -> bool:
-    plain = instance.transfer_syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
-    return plain and instance.bits[0] == 16
+    return instance.transfer_syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
 
 
 def _plain(image: Instance, first: int, place: int) -> NDArray[Any]:
-    """Read 16-bit little endian pixels where they lie, without copying the file."""
-    count = image.rows * image.columns
-    words = np.frombuffer(image.file, "<u2", count, first + 2 * place * count)
+    """Read little endian pixels where they lie, without copying the file."""
+    count, size = image.rows * image.columns, image.bits[0] // 8
+    words = np.frombuffer(image.file, f"<u{size}", count, first + size * place * count)
     return _without_spare_bits(words.reshape(image.rows, image.columns), image, image.bits[2])
 
 

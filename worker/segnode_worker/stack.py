@@ -215,21 +215,32 @@ def _kind(slices: Sequence[Slice]) -> np.dtype[np.int16] | np.dtype[np.float32]:
 
 
 def _modality_values(slices: Sequence[Slice], kind: np.dtype[Any]) -> NDArray[Any]:
-    """Decode slice by slice into one volume (PS3.3 C.11.1.1.2).
-
-    Whole numbers beyond int16, as a padding value of -32768 makes them, are held at its ends.
-    """
-    pixels = {one.image.uid: Pixels(one.image) for one in slices}
+    """Decode slice by slice into one volume (PS3.3 C.11.1.1.2)."""
+    images = {one.image.uid: one.image for one in slices}
+    pixels = {uid: Pixels(image) for uid, image in images.items()}
     first = slices[0].image
     voxels = np.empty((len(slices), first.rows, first.columns), kind)
-    for place, one in enumerate(slices):
+    for plane, one in zip(voxels, slices, strict=True):
         values = pixels[one.image.uid].stored_values(one.frame or 1)
         if kind == np.int16:
-            wide = values.astype(np.int64) * int(_slope(one)) + int(_intercept(one))
-            voxels[place] = wide.clip(-32768, 32767)
+            _put_whole(plane, values, int(_slope(one)), int(_intercept(one)))
         else:
-            voxels[place] = values * _slope(one) + _intercept(one)
+            plane[:] = values * _slope(one) + _intercept(one)
     return voxels
+
+
+def _put_whole(plane: NDArray[np.int16], values: NDArray[Any], slope: int, intercept: int) -> None:
+    """Write modality values that are whole.
+
+    Those beyond int16, as a padding value of -32768 makes them, are held at its ends.
+    """
+    lowest, highest = int(values.min()) + intercept, int(values.max()) + intercept
+    if slope == 1 and min(lowest, intercept) >= -32768 and max(highest, intercept) <= 32767:
+        plane[:] = values  # what is beyond int16 wraps around, and back again by the next line
+        plane += intercept
+    else:
+        wide = values.astype(np.int64) * slope + intercept
+        plane[:] = wide.clip(-32768, 32767)
 
 
 def _is_whole(value: float) -> bool:
