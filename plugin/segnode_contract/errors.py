@@ -12,6 +12,8 @@ The first fork is the one the queue asks about: would trying again help?
     │   ├── ModelProcessDied           the model process ended under a job
     │   ├── ModelBusy                  the job's turn at the model did not come
     │   ├── SpoolFull                  the disk does not take the finished result
+    │   ├── PeerUnavailable            a destination gives no answer, or one that says "later"
+    │   ├── ObjectMissing              the archive lacks what is to be sent on
     │   └── OutOfMemory                the model may do with its smaller memory profile
     └── PermanentError                 trying again gives the same
         ├── SettingsError              a settings file or variable is wrong
@@ -29,6 +31,7 @@ The first fork is the one the queue asks about: would trying again help?
         ├── ProofFailed                the encoded result differs from the labels
         ├── StoreRefused               the archive did not take the result
         ├── UidCollision               the archive holds other content under our UID
+        ├── PeerRefused                a destination did not take what was sent
         └── SetupError                 a program, a port or a folder is not as needed
 """
 
@@ -88,6 +91,17 @@ class SpoolFull(TransientError):
     code = "spool-full"
 
 
+class PeerUnavailable(TransientError):
+    """A destination cannot be sent to now; `code` names the reason where it is known.
+
+    ``peer-rejected``: it refuses the association. ``peer-password``: it refuses our user.
+    ``peer-address``: something else answers there. ``peer-certificate``: it is not trusted.
+    ``peer-busy``: it lacks the resources. ``peer-unavailable``: anything else.
+    """
+
+    code = "peer-unavailable"
+
+
 class OutOfMemory(TransientError):
     code = "out-of-memory"
 
@@ -127,6 +141,10 @@ class SeriesChanged(TransientError):
 class PriorMissing(TransientError):
     code = "prior-missing"
     patience_s = 2 * 3600.0
+
+
+class ObjectMissing(TransientError):
+    code = "object-missing"
 
 
 class ImagesChanged(PermanentError):
@@ -173,6 +191,15 @@ class StoreRefused(PermanentError):
 
 class UidCollision(PermanentError):
     code = "uid-collision"
+
+
+class PeerRefused(PermanentError):
+    """A destination did not take what was sent; `code` names the reason.
+
+    ``sop-class-refused``: no presentation context for it. ``object-refused``: by its answer.
+    """
+
+    code = "object-refused"
 
 
 class SetupError(PermanentError):

@@ -7,7 +7,7 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping
 
-WRITER_VERSION = "1"
+WRITER_VERSION = "2"
 """Raised when the writer of results changes what it writes, so that old results are made anew."""
 
 NAMESPACE = uuid.UUID("5c7a1b0e-6f0d-4d43-9a51-8a3b6f1f6f7e")

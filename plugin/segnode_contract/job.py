@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 from mmap import mmap
+
+from segnode_contract.form import Form
 
 
 class JobState(StrEnum):
@@ -82,6 +84,8 @@ class NewJob:
     """Whether it is to be the only job of its route in the study."""
     shadow: bool = False
     """Whether its result is kept out of the archive."""
+    form: Form = Form.BINARY
+    """Of the segmentation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,7 @@ class Claim:
     roles: tuple[str, ...]
     builds_on: str
     shadow: bool
+    form: Form
     input_digest: str
     """Of the images that an earlier run saw, empty for none."""
     thrifty: bool
@@ -114,7 +119,7 @@ class ResultObject:
     """One object of a job's result, proved and not yet stored."""
 
     role: str
-    """``SEG``, say."""
+    """``SEG`` or ``SR``; of the second stack of a series ``SEG 2`` and ``SR 2``."""
     instance_uid: str
     series_uid: str
     data: bytes | mmap
@@ -125,3 +130,7 @@ class ResultObject:
     def __post_init__(self) -> None:
         if not self.digest:
             object.__setattr__(self, "digest", hashlib.sha256(self.data).hexdigest())
+
+    def as_kept(self, data: bytes) -> ResultObject:
+        """Return the object as an archive keeps it, which may be in other bytes."""
+        return replace(self, data=data, digest="")

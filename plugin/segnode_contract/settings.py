@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from segnode_contract.condition import read_condition
+from segnode_contract.destination import Destination, check_destinations
 from segnode_contract.errors import SettingsError
+from segnode_contract.form import AUTO, SETTINGS
 from segnode_contract.route import PriorityRule, RequiredSeries, Route, check_routes
 from segnode_contract.spelling import hint
 from segnode_contract.toml_error import not_toml, not_utf8
@@ -127,12 +129,22 @@ class Models:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """How results are written."""
+
+    form: str = AUTO
+    """One of `form.SETTINGS`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
     """What all workers of a node follow, wherever they run."""
 
     node: Node
     limits: Limits
     background: Background
+    dicom: Dicom = Dicom()
+    destinations: tuple[Destination, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return tables as in `segnode.toml`."""
@@ -146,6 +158,11 @@ class Shared:
             node=_read(Node, tables["node"], f"{where}: [node]"),
             limits=_read(Limits, tables["limits"], f"{where}: [limits]"),
             background=_read(Background, tables["background"], f"{where}: [background]"),
+            dicom=_read(Dicom, tables.get("dicom", {}), f"{where}: [dicom]"),
+            destinations=tuple(
+                _read(Destination, table, f"{where}: [[destinations]] {number}")
+                for number, table in enumerate(tables.get("destinations", ()), 1)
+            ),
         )
 
 
@@ -164,11 +181,19 @@ class Settings:
     priorities: tuple[PriorityRule, ...] = ()
     background: Background = Background()
     models: Models = Models()
+    results: Results = Results()
+    destinations: tuple[Destination, ...] = ()
 
     @property
     def shared(self) -> Shared:
         """What workers on other machines follow too."""
-        return Shared(node=self.node, limits=self.limits, background=self.background)
+        return Shared(
+            node=self.node,
+            limits=self.limits,
+            background=self.background,
+            dicom=self.dicom,
+            destinations=self.destinations,
+        )
 
     def role(self, user: str) -> str | None:
         """Return the role of `user`, or None for a stranger."""
@@ -238,6 +263,8 @@ def load_settings(path: Path) -> Settings:
         priorities=many("priorities", PriorityRule),
         background=one("background", Background),
         models=one("models", Models),
+        results=one("results", Results),
+        destinations=many("destinations", Destination),
     )
     _check(settings, path)
     return settings
@@ -315,8 +342,17 @@ def _check(settings: Settings, path: Path) -> None:
                 f"{path}: [[users]] {number} role is '{user.role}'; "
                 f"it must be one of {', '.join(ROLES)}."
             )
-    for values, what in ((settings.routes, "routes"), (settings.users, "users")):
-        names = [value.name for value in values]
+    if settings.results.form not in SETTINGS:
+        raise SettingsError(
+            f"{path}: [results] form is '{settings.results.form}'; it must be one of "
+            f"{', '.join(SETTINGS)}{hint(settings.results.form, SETTINGS)}."
+        )
+    named = {
+        "routes": [route.name for route in settings.routes],
+        "users": [user.name for user in settings.users],
+        "destinations": [destination.name for destination in settings.destinations],
+    }
+    for what, names in named.items():
         for number, name in enumerate(names, 1):
             if name in names[: number - 1]:
                 raise SettingsError(
@@ -325,6 +361,7 @@ def _check(settings: Settings, path: Path) -> None:
                 )
     try:
         check_routes(settings.routes, settings.priorities)
+        check_destinations(settings.destinations)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error.sentence}") from error
     loopback = settings.listen.host in ("127.0.0.1", "::1", "localhost")

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from segnode_contract.card import Card, parse_card
 from segnode_contract.errors import CardError
+from segnode_contract.form import AUTO, Form, form_of
 from segnode_contract.identity import content_digest, job_key
 from segnode_contract.job import NewJob, Priority
 from segnode_contract.ledger.intake import AnnouncedModel, Verdict
@@ -43,6 +44,8 @@ class Known:
     models: Mapping[str, AnnouncedModel]
     ours: Callable[[str], bool]
     """Whether a Series Instance UID is that of a result of ours."""
+    form: str = AUTO
+    """As of `form_of`."""
     quote: bool = False
     """As of `routing.verdict`."""
 
@@ -179,6 +182,7 @@ def _job(  # noqa: PLR0917 # a job, and all that decides about it
         group,
         roles,
         model,
+        form=_form(model, known.form),
         builds_on=first.key if first else "",
         priority=_priority(route, known.priorities, group[0], backlog=arrived.backlog),
         last_instance_at=max(
@@ -206,6 +210,7 @@ def new_job(
     roles: tuple[str, ...],
     model: AnnouncedModel,
     *,
+    form: Form,
     builds_on: str = "",
     priority: Priority = Priority.ROUTINE,
     last_instance_at: float,
@@ -225,7 +230,7 @@ def new_job(
             model=model.name,
             model_digest=model.digest,
             parameters=parameters,
-            form="BINARY",
+            form=form,
             builds_on=[builds_on] if builds_on else (),
         ),
         study_uid=group[0].study_uid,
@@ -244,7 +249,13 @@ def new_job(
         builds_on=builds_on,
         alone=bool(route.prefer or route.series),
         shadow=route.shadow,
+        form=form,
     )
+
+
+def _form(model: AnnouncedModel, setting: str) -> Form:
+    card = card_of(model)
+    return form_of(card, setting) if card else Form.BINARY
 
 
 def _priority(

@@ -246,6 +246,7 @@ class Intake:
         return Known(
             routes=rules.routes,
             priorities=rules.priorities,
+            form=rules.form,
             models=self._ledger.models(self._settings.limits.lease_s),
             ours=self._ledger.own_series,
         )

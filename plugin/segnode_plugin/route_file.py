@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segnode_contract.errors import SettingsError
+from segnode_contract.form import AUTO
 from segnode_contract.route import PriorityRule, Route
 from segnode_contract.settings import Settings, load_settings
 from segnode_plugin.route_check import Dictionary, about_keywords
@@ -17,15 +18,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What decides: routes, and what gives their jobs a priority."""
+    """What decides: routes, and what gives their jobs a priority and their results a form."""
 
     routes: tuple[Route, ...]
     priorities: tuple[PriorityRule, ...] = ()
+    form: str = AUTO
 
 
 def rules_of(settings: Settings) -> Rules:
     """Return the rules in the settings."""
-    return Rules(routes=settings.routes, priorities=settings.priorities)
+    return Rules(routes=settings.routes, priorities=settings.priorities, form=settings.results.form)
 
 
 class RouteFile:

@@ -11,7 +11,7 @@ import os
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -509,8 +509,8 @@ class LedgerMachine(RuleBasedStateMachine):
                     yield
                     work.stored(claim, each.instance_uid)
                 else:
-                    work.adopted(claim, replace(each, data=there))
-                kept.append(replace(each, data=there or each.data))
+                    work.adopted(claim, each.as_kept(there))
+                kept.append(each.as_kept(there or each.data))
         with work.stage(claim, Stage.CONFIRM):
             for each in kept:
                 yield

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from segnode_contract.errors import SettingsError
-from segnode_contract.settings import load_connections, load_settings
+from segnode_contract.settings import Shared, load_connections, load_settings
 
 GOOD = """
 [node]
@@ -106,6 +107,47 @@ def test_routes_that_contradict_themselves_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=named):
         load(tmp_path, GOOD + text)
+
+
+PACS = '[[destinations]]\nname = "pacs"\naet = "PACS"\nhost = "10.0.0.5"\n'
+WEB = '[[destinations]]\nname = "web"\nurl = "https://pacs.example/dicom-web"\n'
+
+
+def test_destinations_are_read_and_shared(tmp_path: Path) -> None:
+    settings = load(tmp_path, GOOD + PACS + 'models = ["ct-tissue"]\n' + WEB + "images = true\n")
+    pacs, web = settings.shared.destinations
+    assert (pacs.aet, pacs.host, pacs.port, pacs.images) == ("PACS", "10.0.0.5", 104, False)
+    assert (pacs.takes("ct-tissue"), pacs.takes("ct-lung-density")) == (True, False)
+    assert (web.images, web.takes("any")) == (True, True)
+    assert Shared.from_json(json.loads(json.dumps(settings.shared.to_json()))) == settings.shared
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (PACS + "port_ = 1\n", r"\[\[destinations\]\] 1 has an unknown key 'port_'"),
+        (PACS + 'password = "x"\n', "unknown key 'password'"),
+        (PACS.replace('name = "pacs"\n', ""), "has no 'name'"),
+        (PACS.replace('"pacs"', '"Main PACS"'), "small letters, digits and _"),
+        (PACS + PACS, "two destinations are called 'pacs'"),
+        (PACS.replace('aet = "PACS"\n', ""), "has no 'aet'; C-STORE needs"),
+        (PACS.replace('host = "10.0.0.5"\n', ""), "has no 'host'; C-STORE needs"),
+        ('[[destinations]]\nname = "x"\n', "needs either aet and host"),
+        (PACS + 'url = "https://x/y"\n', "and not both"),
+        (PACS + "port = 70000\n", "port is 70000"),
+        (PACS.replace('"PACS"', '"A LONG TITLE OF AN AE"'), "16 characters at most"),
+        (PACS + 'certificate = "/x.pem"\n', "which goes with url only"),
+        (WEB + 'certificate = "x.pem"\n', "a whole path is needed"),
+        (WEB.replace("https://", "https://user:secret@"), "without a password in it"),
+        (WEB.replace("https://", "ftp://"), "no http:// or https:// address"),
+    ],
+)
+def test_a_destination_that_cannot_be_meant_is_refused(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    with pytest.raises(SettingsError, match=named) as refused:
+        load(tmp_path, GOOD + text)
+    assert "secret" not in refused.value.sentence
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -14,9 +14,16 @@ from segnode_models.registry import builtin_models
 TILTED = UnsuitableSeries(
     "The gantry is tilted by 18.5 degrees; <b>this</b> is refused.", code="gantry-tilt"
 )
+_CONTRAST = "Contrast medium is likely."
 FINDINGS = Findings(
-    measurements=(Measurement(segment=3, name="Volume", value=1234.5, unit="ml"),),
-    withheld=(Withheld(segment=5, reason="Contrast medium is likely."),),
+    measurements=(
+        Measurement(segment=3, name="Volume", value=1234.5, unit="ml"),
+        Measurement(segment=5, name="Volume", value=None, unit="ml", reason=_CONTRAST),
+        Measurement(segment=3, name="Mean", value=-102.25, unit="[hnsf'U]"),
+        Measurement(segment=4, name="Mean", value=None, unit="[hnsf'U]", reason="It is cut."),
+    ),
+    withheld=(Withheld(segment=5, reason=_CONTRAST),),
+    limitations=("2 slices are <b>missing</b>.",),
 )
 
 
@@ -68,12 +75,12 @@ def claim_job(ledger: Ledger) -> tuple[WorkLedger, Claim]:
     return work, claim
 
 
-def finish_job(ledger: Ledger) -> None:
+def finish_job(ledger: Ledger, role: str = "SEG") -> None:
     """Have a worker do the oldest job, with one object as its result."""
     work, claim = claim_job(ledger)
     with work.stage(claim, Stage.STORE):
         uid = f"2.{claim.key[:8].lstrip('0')}"
-        seg = ResultObject(role="SEG", instance_uid=f"{uid}.1", series_uid=uid, data=b"x")
+        seg = ResultObject(role=role, instance_uid=f"{uid}.1", series_uid=uid, data=b"x")
         work.made(claim, [seg], FINDINGS, "i" * 64)
     with work.stage(claim, Stage.CONFIRM):
         work.confirmed(claim, seg)

@@ -17,6 +17,8 @@ from segnode_contract.route import PriorityRule, RequiredSeries, Route
 from segnode_plugin.deciding import Arrived, Known, Outcome, decide
 from segnode_plugin.facts import SeriesFacts
 
+from ..worker.many_segments import card_of
+
 NUMBERS = {"slice_spacing_mm": 5.0, "coverage_mm": 300.0, "instances": 60.0}
 BEST = Route(
     name="best",
@@ -473,3 +475,17 @@ def test_a_job_is_the_same_whether_a_series_or_a_study_gave_it() -> None:
     of_study = replace(SERIES, name="study", trigger="study")
     alone = decided(known(SERIES), series(1), trigger="series").jobs
     assert keys(alone) == keys(decided(known(of_study), series(1)).jobs)
+
+
+@pytest.mark.parametrize(
+    ("segments", "setting", "form"),
+    [(104, "auto", "LABELMAP"), (2, "auto", "BINARY"), (104, "BINARY", "BINARY")],
+)
+def test_a_job_is_made_for_the_form_of_its_models_card(
+    segments: int, setting: str, form: str
+) -> None:
+    card = card_of(segments).source
+    [job] = decided(known(SERIES, card=card, form=setting), series(1), trigger="series").jobs
+    assert job.form == form
+    [other] = decided(known(SERIES, card=card, form="BINARY"), series(1), trigger="series").jobs
+    assert (job.key == other.key) == (form == "BINARY")

@@ -48,6 +48,13 @@ def test_a_changed_file_counts_for_the_next_series(file: Path, ledger: Ledger) -
     assert states(ledger) == [("queued", 1)]
 
 
+def test_a_changed_form_counts_for_the_next_series(file: Path) -> None:
+    routes = RouteFile(file, Keywords())
+    assert routes().form == "auto"
+    file.write_text(CT + "[results]\nform = 'BINARY'\n")
+    assert routes().form == "BINARY"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -73,6 +73,7 @@ def opened(data: Path) -> Iterator[Opened]:
             known=Known(
                 routes=settings.routes,
                 priorities=settings.priorities,
+                form=settings.results.form,
                 models=intake.models(settings.limits.lease_s),
                 ours=intake.own_series,
                 quote=True,

@@ -1,11 +1,12 @@
 """The ledger: jobs and their history, in SQLite or PostgreSQL.
 
 Each side has its own door: `IntakeLedger` and `OutboxLedger` in the plugin, `WorkLedger` in a
-worker child, `WorkerLedger` in its parent, `LeaseLedger` in both, `ActLedger` and `LedgerView` for
-commands and pages.
+worker child, `WorkerLedger` in its parent, `LeaseLedger` in both, `DeliveryLedger` in the sender,
+`ActLedger` and `LedgerView` for commands and pages.
 """
 
 from segnode_contract.ledger.acts import ActLedger
+from segnode_contract.ledger.deliveries import DeliveryLedger
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.intake import IntakeLedger
 from segnode_contract.ledger.leases import LeaseLedger
@@ -17,6 +18,7 @@ from segnode_contract.ledger.worker import WorkerLedger
 
 __all__ = [
     "ActLedger",
+    "DeliveryLedger",
     "IntakeLedger",
     "LeaseLedger",
     "Ledger",

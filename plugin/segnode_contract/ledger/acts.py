@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import exists, or_, select, update
 
+from segnode_contract.destination import DeliveryState
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState, Stage
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
@@ -95,3 +96,36 @@ class ActLedger:
             )
             record(connection, key, actor, str(JobState.CANCELLED), "by hand")
             return True
+
+    def send_again(self, key: str, actor: str) -> list[str]:
+        """Try the deliveries of a job that is done, and that failed or wait, at once.
+
+        Returns
+        -------
+        list of str
+            Their destinations.
+        """
+        job, delivery = schema.job, schema.delivery
+        done = exists().where(job.c.key == key, job.c.state == JobState.DONE)
+        with self._ledger.write() as connection:
+            destinations = connection.scalars(
+                update(delivery)
+                .where(
+                    delivery.c.job_key == key,
+                    delivery.c.state != DeliveryState.DONE,
+                    delivery.c.lease_until.is_(None),
+                    done,
+                )
+                .values(
+                    state=DeliveryState.WAITING,
+                    attempts=0,
+                    losses=0,
+                    due_at=now_s(),
+                    tried_since=now_s(),
+                    updated_at=now_s(),
+                )
+                .returning(delivery.c.destination)
+            ).all()
+            for name in destinations:
+                record(connection, key, actor, "to send", f"to {name} again, by hand")
+        return sorted(destinations)

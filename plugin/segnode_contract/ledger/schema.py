@@ -127,6 +127,7 @@ job = Table(
     Column("roles", Text, nullable=False, server_default=""),
     Column("builds_on", _KEY, nullable=False, server_default="", index=True),
     Column("shadow", Boolean, nullable=False, server_default=false()),
+    Column("form", String(16), nullable=False, server_default="BINARY"),
     Column("input_digest", _KEY),
     Column("findings", JSON),
     Column("created_at", Double, nullable=False),
@@ -195,4 +196,26 @@ outbox = Table(
     Column("due_at", Double, nullable=False),
     Column("published_at", Double),
     Index("outbox_due", "published_at", "due_at"),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("job_key", ForeignKey("job.key"), primary_key=True),
+    Column("destination", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("tried_since", Double, nullable=False),
+    Column("due_at", Double, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),  # senders that ended in the middle of it
+    Column("lease_owner", String(128)),
+    Column("lease_epoch", BigInteger, nullable=False),
+    Column("lease_until", Double),
+    Column("error_code", String(64)),
+    Column("error_sentence", Text),
+    Column("objects", Integer),  # that the destination took, of the last try
+    Column("bytes", BigInteger),
+    Column("note", Text),  # what it said of objects that it took
+    Column("updated_at", Double, nullable=False),
+    Index("delivery_due", "state", "destination", "due_at"),
 )

@@ -5,7 +5,7 @@ So a worker on another machine needs no copy of `segnode.toml`, and none can be 
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from segnode_contract.errors import LedgerUnavailable
 from segnode_contract.ledger import schema
@@ -30,12 +30,18 @@ def read_shared(ledger: Ledger) -> Shared:
     LedgerUnavailable
         If the plugin has not said it yet.
     """
-    table = schema.shared
     with ledger.read() as connection:
-        value = connection.scalar(select(table.c.value).where(table.c.name == _NAME))
-    if value is None:
+        shared = shared_in(connection)
+    if shared is None:
         raise LedgerUnavailable(
             "The ledger does not hold the node's settings yet; Orthanc with the plugin writes them "
             "when it starts."
         )
-    return Shared.from_json(value)
+    return shared
+
+
+def shared_in(connection: Connection) -> Shared | None:
+    """Return what counts now, None where the plugin has not said it yet."""
+    table = schema.shared
+    value = connection.scalar(select(table.c.value).where(table.c.name == _NAME))
+    return None if value is None else Shared.from_json(value)

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Row, Select, and_, func, select
 
 from segnode_contract.card import Card, parse_card
+from segnode_contract.destination import DeliveryState
 from segnode_contract.job import JobState, Priority
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
@@ -86,12 +87,33 @@ class JobRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryRow:
+    """One job's result on its way to one destination."""
+
+    job_key: str
+    destination: str
+    state: str
+    """``waiting``, ``sending``, ``done`` or ``failed``; that of its job, where it waits and the job
+    is not done any more."""
+    attempts: int
+    due_at: float
+    error_code: str | None
+    error_sentence: str | None
+    objects: int | None
+    """How many the destination took at the last try."""
+    bytes: int | None
+    note: str | None
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One job with its whole history."""
 
     row: JobRow
     runs: tuple[RunRow, ...]
     events: tuple[EventRow, ...]
+    deliveries: tuple[DeliveryRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +233,35 @@ class LedgerView:
             events=tuple(
                 EventRow(at=e.at, actor=e.actor, kind=e.kind, detail=e.detail) for e in events
             ),
+            deliveries=tuple(self.deliveries(whole)),
         )
+
+    def deliveries(self, job_key: str = "", *, limit: int = 1000) -> list[DeliveryRow]:
+        """Return the deliveries of a job; without one, all that are not done, newest first."""
+        job, delivery = schema.job, schema.delivery
+        sending = and_(delivery.c.lease_until.is_not(None), delivery.c.lease_until >= now_s())
+        query = (
+            select(delivery, job.c.state.label("job_state"), sending.label("sending"))
+            .join(job, job.c.key == delivery.c.job_key)
+            .order_by(delivery.c.updated_at.desc(), delivery.c.job_key, delivery.c.destination)
+            .limit(limit)
+        )
+        if job_key:
+            query = query.where(delivery.c.job_key == job_key)
+        else:
+            query = query.where(delivery.c.state != DeliveryState.DONE)
+        with self._ledger.read() as connection:
+            return [_delivery(row) for row in connection.execute(query)]
+
+    def failed_deliveries(self) -> int:
+        """Return how many deliveries of results that count have failed."""
+        job, delivery = schema.job, schema.delivery
+        with self._ledger.read() as connection:
+            return connection.execute(
+                select(func.count())
+                .select_from(delivery.join(job, job.c.key == delivery.c.job_key))
+                .where(delivery.c.state == DeliveryState.FAILED, job.c.state == JobState.DONE)
+            ).scalar_one()
 
     def card(self, model: str, digest: str) -> Card | None:
         """Return the card of a model that some worker announced."""
@@ -232,10 +282,10 @@ class LedgerView:
                 .where(
                     job.c.study_uid == study_uid,
                     job.c.state == JobState.DONE,
-                    result.c.role == "SEG",
+                    result.c.role.startswith("SEG"),
                     result.c.confirmed_at.is_not(None),
                 )
-                .order_by(job.c.route_rank, job.c.created_at.desc())
+                .order_by(job.c.route_rank, job.c.created_at.desc(), result.c.role)
             ).all()
         return [
             Overlay(series_uid=source, seg_series_uid=seg, model=model, route=route)
@@ -320,6 +370,27 @@ def _job_row(job: Row[Any], stages: Sequence[Row[Any]], objects: Sequence[Row[An
             for o in objects
             if o.job_key == job.key
         ),
+    )
+
+
+def _delivery(row: Row[Any]) -> DeliveryRow:
+    state = row.state
+    if state == DeliveryState.WAITING and row.job_state != JobState.DONE:
+        state = row.job_state
+    elif state == DeliveryState.WAITING and row.sending:
+        state = "sending"
+    return DeliveryRow(
+        job_key=row.job_key,
+        destination=row.destination,
+        state=state,
+        attempts=row.attempts,
+        due_at=row.due_at,
+        error_code=row.error_code,
+        error_sentence=row.error_sentence,
+        objects=row.objects,
+        bytes=row.bytes,
+        note=row.note,
+        updated_at=row.updated_at,
     )
 
 

@@ -18,9 +18,11 @@ from segnode_contract.errors import (
     TransientError,
 )
 from segnode_contract.findings import Findings
+from segnode_contract.form import Form
 from segnode_contract.job import Claim, JobState, ResultObject, Stage
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
+from segnode_contract.ledger.deliveries import order
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
 from segnode_contract.ledger.queue import release
@@ -122,6 +124,7 @@ class WorkLedger:
                 roles=tuple(row.roles.split("\\")) if row.roles else (),
                 builds_on=row.builds_on,
                 shadow=row.shadow,
+                form=Form(row.form),
                 input_digest=row.input_digest or "",
                 thrifty=_lacked_memory(connection, row.key, row.tried_since),
             )
@@ -363,6 +366,8 @@ class WorkLedger:
                 raise RuntimeError(f"{confirmed} of {objects} objects are confirmed")
             _end_run(connection, claim, "done", None, peak_mb)
             record(connection, claim.key, self.worker, "done")
+            if not claim.shadow:
+                order(connection, claim.key, claim.model)
             release(connection, claim.key)
 
     def failed(self, claim: Claim, error: SegnodeError, peak_mb: int) -> None:

@@ -172,6 +172,7 @@ class RoutePages:
         return Known(
             routes=rules.routes,
             priorities=rules.priorities,
+            form=rules.form,
             models=self._models(),
             ours=self.intake.own_series,
             quote=True,
