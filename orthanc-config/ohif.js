@@ -13,6 +13,12 @@
 
   const isSegmentation = displaySet => displaySet.Modality === 'SEG';
 
+  const itemsOf = ({ ContentSequence }) => [ContentSequence ?? []].flat();
+
+  /** Whether an item of a report, or one below it, lies somewhere in an image. */
+  const hasCoordinates = item =>
+    String(item.ValueType).startsWith('SCOORD') || itemsOf(item).some(hasCoordinates);
+
   function studiesInAddress() {
     const query = new URLSearchParams(window.location.search);
     return query.getAll('StudyInstanceUIDs').flatMap(value => value.split(',')).filter(Boolean);
@@ -73,6 +79,7 @@
     settle() {
       // OHIF restores a viewport's own segmentations after it announces the viewport
       setTimeout(() => {
+        this.readReportsAsText();
         this.openSeriesWithOverlay();
         this.viewports().forEach(viewport => this.show(viewport));
       }, 50);
@@ -116,6 +123,17 @@
       // a SEG that OHIF met before its images knows their series only
       seg.referencedDisplaySetInstanceUID ??= images.displaySetInstanceUID;
       return seg.referencedDisplaySetInstanceUID === images.displaySetInstanceUID;
+    }
+
+    /** OHIF draws measurements into images, and fails at those that have no coordinates there. */
+    readReportsAsText() {
+      this.services.displaySetService
+        .getActiveDisplaySets()
+        .filter(({ isImagingMeasurementReport }) => isImagingMeasurementReport)
+        .filter(({ instance }) => !hasCoordinates(instance))
+        .forEach(report => {
+          report.isImagingMeasurementReport = false;
+        });
     }
 
     /** Once, where the study opened on series without an overlay: open the first that has one. */

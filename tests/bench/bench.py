@@ -97,8 +97,10 @@ def main() -> None:
                 job = one_run(node, hu, spacing)
                 for stage in job.row.stages:
                     seconds[stage.stage].append(stage.seconds or 0.0)
-                [seg] = job.row.objects
-                whole = (seg.confirmed_at or 0.0) - job.row.last_instance_at
+                whole = (
+                    max(each.confirmed_at or 0.0 for each in job.row.objects)
+                    - job.row.last_instance_at
+                )
                 seconds["chain"].append(whole - node.settings.intake.quiet_s)
                 child_mb.append(job.runs[-1].peak_mb or 0)
             model_mb = model_process_peak_mb()

@@ -78,13 +78,14 @@ def one_job(
         stage=stage,
         keep=Spool(spool).put,
     )
-    [seg] = made.objects
+    seg = made.objects[0]
     with stage(Stage.STORE):
-        archive.store(study, seg.data)
-        confirm(archive, study, seg.data)
+        for each in made.objects:
+            archive.store(study, each.data)
+            confirm(archive, study, each.data)
     seconds["chain"] = time.perf_counter() - began
     seconds["infer"] += seconds.pop("turn")
-    volumes = {m.segment: m.value for m in made.findings.measurements}
+    volumes = {m.segment: m.value for m in made.findings.measurements if m.name == "Volume"}
     print(volumes, len(seg.data), result_uids(seg.data)[1], file=sys.stderr)
 
 

@@ -239,9 +239,9 @@ def test_a_route_for_another_modality_than_its_models_is_told(tmp_path: Path) ->
 def test_a_required_series_of_another_modality_than_its_role_is_told(tmp_path: Path) -> None:
     source = (Path(segnode_models.__file__).parent / "builtin/ct_tissue/card.toml").read_text()
     roles = '\n[[input.series]]\nrole = "t1"\nmodality = "CT"\n[[input.series]]\nrole = "t2"\n'
-    slices = re.search(r"min_slices = \d+\n", source)
-    assert slices
-    card = parse_card(source.replace(slices[0], slices[0] + roles), where="card")
+    line = re.search(r"largest_gap_mm = \d+\n", source)
+    assert line
+    card = parse_card(source.replace(line[0], line[0] + roles), where="card")
     file = tmp_path / "segnode.toml"
     file.write_text(HEAD + SERIES % 'modality = "PT"')
     complaints = route_check.check_routes(file, Keywords(), {"ct-tissue": card})

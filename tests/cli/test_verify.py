@@ -124,7 +124,7 @@ def codes(data: Path) -> list[tuple[str, str]]:
 
 
 def seg_of(job: JobRow) -> tuple[str, str]:
-    [seg] = job.objects
+    seg, _ = job.objects
     return seg.series_uid, seg.instance_uid
 
 
@@ -178,13 +178,13 @@ def test_a_healthy_node_agrees(node: Node, jobs: list[JobRow]) -> None:
         [SEGNODE, "verify", "--data", str(node.data)], capture_output=True, text=True, check=False
     )
     assert said.returncode == 0, said.stderr
-    assert "2 results" in said.stdout
-    assert "of 2 jobs and 3 series compared; ledger and archive agree." in said.stdout
+    assert "4 results" in said.stdout
+    assert "of 2 jobs and 5 series compared; ledger and archive agree." in said.stdout
     assert said.stdout.count("\n") == 1
 
 
 def test_differences_are_listed_without_a_name(jobs: list[JobRow], copy: Ledger) -> None:
-    copy.run("update result set digest = 'ab' where job_key = ?", jobs[0].key)
+    copy.run("update result set digest = 'ab' where instance_uid = ?", seg_of(jobs[0])[1])
     text, listed = (
         subprocess.run(
             [SEGNODE, "verify", "--data", str(copy.data), *more],
@@ -273,7 +273,7 @@ def test_a_lost_row_of_a_result_is_found(jobs: list[JobRow], copy: Ledger) -> No
     copy.run("delete from result where job_key = ?", jobs[0].key)
     assert codes(copy.data) == [
         ("job-unconfirmed", jobs[0].key),
-        ("result-unknown", seg_of(jobs[0])[1]),
+        *sorted(("result-unknown", each.instance_uid) for each in jobs[0].objects),
     ]
 
 
@@ -301,7 +301,7 @@ def test_the_result_of_a_failed_job_is_found_whole_or_half(
     copy.run("update job set state = 'failed' where key = ?", jobs[0].key)
     copy.run("update result set confirmed_at = null where job_key = ?", jobs[0].key)
     assert codes(copy.data) == [("result-unconfirmed", jobs[0].key)]
-    add_object(copy, jobs[0], "SR")
+    add_object(copy, jobs[0], "SR 2")
     assert codes(copy.data) == [("half-stored", jobs[0].key)]
 
 
@@ -311,7 +311,7 @@ def test_what_is_under_way_or_withdrawn_may_be_incomplete(
 ) -> None:
     copy.run("update job set state = ? where key = ?", state, jobs[0].key)
     copy.run("update job set lease_until = ? where key = ?", time.time() + 60, jobs[0].key)
-    add_object(copy, jobs[0], "SR")
+    add_object(copy, jobs[0], "SR 2")
     assert codes(copy.data) == []
 
 
@@ -346,7 +346,7 @@ def test_a_result_that_went_with_its_study_is_no_difference(
     copy.run("update job set study_uid = '1.2.3' where key = ?", jobs[0].key)
     compared = compare(copy.data)
     assert compared.findings == []
-    assert (compared.gone, compared.results) == (1, 1)
+    assert (compared.gone, compared.results) == (2, 2)
 
 
 @pytest.fixture
@@ -406,9 +406,9 @@ def test_the_archive_is_read_page_after_page(
 ) -> None:
     monkeypatch.setattr(listing, "_PAGE", 1)
     compared = compare(copy.data)
-    assert (compared.series, compared.results) == (3, 2)
+    assert (compared.series, compared.results) == (5, 4)
     copy.run("delete from result")
-    assert [f.code for f in compare(copy.data).findings].count("result-unknown") == 2
+    assert [f.code for f in compare(copy.data).findings].count("result-unknown") == 4
 
 
 def test_a_wrong_password_and_a_silent_archive_are_said(copy: Ledger) -> None:

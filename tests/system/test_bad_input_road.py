@@ -134,7 +134,7 @@ def give(node: Node, file: bytes) -> int:
         "Accept": "application/dicom+json",
     }
     request = urllib.request.Request(
-        f"{node.url}/dicom-web/studies", body("bad-input", file), headers
+        f"{node.url}/dicom-web/studies", b"".join(body("bad-input", file)[1]), headers
     )
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:

@@ -182,8 +182,9 @@ def is_done(job: Job) -> bool:
 
 
 def seg_of(node: TlsNode, job: Job) -> Dataset:
-    [seg] = job.row.objects
+    seg, report = job.row.objects
     assert seg.confirmed_at is not None
+    assert report.confirmed_at is not None
     told = node.connections(node.authority)
     archive = DicomWebArchive(
         told["SEGNODE_ARCHIVE_URL"],

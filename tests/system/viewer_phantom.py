@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from datetime import datetime
 
 import highdicom as hd
 import numpy as np
@@ -18,6 +19,14 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from segnode_cli.ct_series import as_file
+from segnode_contract.findings import Findings
+from segnode_contract.form import Form
+from segnode_worker.segmentation import ResultIdentity, encode
+from segnode_worker.stack import stack_series
+
+from ..worker.many_segments import card_of
 
 BODY_MM = (120.0, 80.0)
 """Half axes of the body: left to right, front to back."""
@@ -36,6 +45,9 @@ class Marker:
 LEFT_FRONT = Marker(name="Left front, upper", colour=RED, centre_mm=(60.0, -30.0, 16.0))
 RIGHT_BACK = Marker(name="Right back, lower", colour=GREEN, centre_mm=(-50.0, 25.0, -20.0))
 RIGHT_FRONT = Marker(name="Right front", colour=BLUE, centre_mm=(-55.0, -25.0, 8.0))
+FIRST = Marker(name="First", colour=RED, centre_mm=(60.0, -30.0, 26.0), radius_mm=11.0)
+LAST = Marker(name="Last", colour=BLUE, centre_mm=(-55.0, -25.0, 2.0), radius_mm=11.0)
+MIDDLE = Marker(name="Middle", colour=GREEN, centre_mm=(-50.0, 25.0, -22.0), radius_mm=11.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +92,74 @@ def make_study() -> Study:
         first_seg=_segmentation(first, [LEFT_FRONT, RIGHT_BACK], 102),
         second_seg=_segmentation(second, [RIGHT_FRONT], 103),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMapStudy:
+    """One CT series and a label map of ours, in which all but the markers is grey."""
+
+    images: list[Dataset]
+    seg: bytes
+    seg_series_uid: str
+    markers: dict[int, Marker]
+    """By segment number; no two lie in one slice."""
+    names: list[str]
+    """Of all segments, in the order of their numbers."""
+
+    @property
+    def study_uid(self) -> str:
+        return str(self.images[0].StudyInstanceUID)
+
+    def overlays(self) -> list[dict[str, str]]:
+        """Return the ledger's answer for this study."""
+        return [
+            {
+                "series_uid": str(self.images[0].SeriesInstanceUID),
+                "seg_series_uid": self.seg_series_uid,
+                "model": "many-parts",
+                "description": "Label map",
+            }
+        ]
+
+
+def make_label_map_study(count: int) -> LabelMapStudy:
+    """Make a study with so many segments, as our own writer writes them."""
+    images = _series(generate_uid(), generate_uid(), 2, f"{count} segments")
+    stack = stack_series([as_file(image) for image in images])
+    markers = {1: FIRST, count: LAST} | ({count // 2: MIDDLE} if count > 2 else {})
+    card = card_of(
+        count,
+        names={number: marker.name for number, marker in markers.items()},
+        colours={number: _cielab(marker.colour) for number, marker in markers.items()},
+    )
+    y, x = np.meshgrid(_axis(SIZE, SPACING_MM), _axis(SIZE, SPACING_MM), indexing="ij")
+    labels = np.zeros((1, *stack.values.shape), np.uint8)
+    for place, source in enumerate(stack.sources):
+        for segment in card.segments:
+            marker = markers.get(segment.number)
+            if marker is None:  # a pixel of each in every slice
+                down, right = divmod(segment.number, 50)
+                labels[0, place, 62 + down, 38 + right] = segment.value
+                continue
+            cx, cy, cz = marker.centre_mm
+            square = (x - cx) ** 2 + (y - cy) ** 2 + (source.position[2] - cz) ** 2
+            labels[0, place][square <= marker.radius_mm**2] = segment.value
+    identity = ResultIdentity(
+        job_key=generate_uid(), model_digest="0" * 64, node_id="1", form=Form.LABELMAP
+    )
+    parts = encode(stack, labels, card, Findings(), identity, datetime(2026, 1, 2))
+    return LabelMapStudy(
+        images=images,
+        seg=b"".join(parts),
+        seg_series_uid=identity.uid("series"),
+        markers=markers,
+        names=[segment.label for segment in card.segments],
+    )
+
+
+def _cielab(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    lightness, a, b = hd.color.CIELabColor.from_rgb(*colour).value
+    return lightness, a, b
 
 
 def _series(

@@ -36,6 +36,8 @@ OUR_OWN = {
     *("InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime"),
     *("SeriesDate", "SeriesTime", "SoftwareVersions", "ContributingEquipmentSequence"),
     *("DimensionOrganizationSequence", "DimensionIndexSequence"),
+    # of type 2, so that it is there and empty
+    "ContentCreatorName",
     # compared apart
     *("PerFrameFunctionalGroupsSequence", "PixelData"),
 }

@@ -141,7 +141,7 @@ def pair(
     folder, pattern = request.param
     images = images_in(shared_data / folder, pattern)
     made = made_of(images, [image.path.read_bytes() for image in images], card, 50.0)
-    [seg] = made.objects
+    seg = made.objects[0]
     read = dcmread(BytesIO(bytes(seg.data)))
     first = read.SourceImageSequence[0].ReferencedSOPInstanceUID
     [image] = [dcmread(i.path) for i in images if i.SOPInstanceUID == first]

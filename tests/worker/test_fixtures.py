@@ -137,7 +137,7 @@ def test_readers_find_the_right_voxels(
     truth = {str(image.SOPInstanceUID): values_of(image) for image in images}
     value = float(np.percentile(np.stack(list(truth.values())), 70))
     made = made_of(images, [image.path.read_bytes() for image in images], card, value)
-    [seg] = made.objects
+    seg = made.objects[0]
     (tmp_path / "seg.dcm").write_bytes(seg.data)
     masks = {uid: values > value for uid, values in truth.items()}
     _check_by_pydicom(tmp_path / "seg.dcm", masks, images)
@@ -219,7 +219,7 @@ def test_what_lacked_units_only_lies_right_once_it_has_them(
         image.StudyInstanceUID = images[0].StudyInstanceUID
     truth = {str(image.SOPInstanceUID): values_of(image) for image in images}
     value = float(np.percentile(np.stack(list(truth.values())), 50))
-    [seg] = made_of(images, [_file(image) for image in images], card, value).objects
+    seg = made_of(images, [_file(image) for image in images], card, value).objects[0]
     (tmp_path / "seg.dcm").write_bytes(seg.data)
     masks = {uid: values > value for uid, values in truth.items()}
     _check_by_pydicom(tmp_path / "seg.dcm", masks, images)
@@ -233,7 +233,7 @@ def test_an_enhanced_image_lies_right_frame_by_frame(shared_data: Path, card: Ca
     values = image.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0]
     values.RescaleType = "HU"
     stored = image.pixel_array * float(values.RescaleSlope) + float(values.RescaleIntercept)
-    [seg] = made_of([image], [_file(image)], card, float(np.percentile(stored, 50))).objects
+    seg = made_of([image], [_file(image)], card, float(np.percentile(stored, 50))).objects[0]
     read = hd.seg.Segmentation.from_dataset(dcmread(BytesIO(seg.data)))
     numbers = [1, 2, 3]
     pixels = read.get_pixels_by_source_frame(

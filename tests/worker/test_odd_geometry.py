@@ -193,12 +193,11 @@ def test_two_stacks_of_one_series_get_a_result_each(card: Card) -> None:
         image.StudyInstanceUID = series[0].StudyInstanceUID
         image.FrameOfReferenceUID = series[0].FrameOfReferenceUID
     made = segmented(series, card)
-    assert len({each.series_uid for each in made.objects}) == 2
-    for each, (positions, axes) in zip(
-        made.objects, [(axial, AXIAL), (sagittal, SAGITTAL)], strict=True
-    ):
-        seg = dcmread(BytesIO(each.data))
-        assert f"(stack {made.objects.index(each) + 1} of 2)" in seg.SeriesDescription
+    assert [each.role for each in made.objects] == ["SEG", "SR", "SEG 2", "SR 2"]
+    assert len({each.series_uid for each in made.objects}) == 4
+    for number, (positions, axes) in enumerate([(axial, AXIAL), (sagittal, SAGITTAL)]):
+        seg = dcmread(BytesIO(made.objects[2 * number].data))
+        assert f"(stack {number + 1} of 2)" in seg.SeriesDescription
         here = series[: len(axial)] if axes is AXIAL else series[len(axial) :]
         masks = masks_of(seg)
         assert {uid for uid, _ in masks} <= {image.SOPInstanceUID for image in here}
@@ -206,8 +205,8 @@ def test_two_stacks_of_one_series_get_a_result_each(card: Card) -> None:
             mask = masks.get((image.SOPInstanceUID, None), np.zeros((48, 56), bool))
             if (area := truth(corner, axes).sum()) > 150:
                 assert mask.sum() == pytest.approx(area, rel=0.15)
-    volumes = [(m.stack, m.value) for m in made.findings.measurements if m.segment == 1]
-    assert [number for number, _ in volumes] == [1, 2]
+    volumes = [m.stack for m in made.findings.measurements if (m.segment, m.name) == (1, "Volume")]
+    assert volumes == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +244,7 @@ def test_a_localizer_is_left_out_and_said(card: Card) -> None:
         image.StudyInstanceUID = images[0].StudyInstanceUID
         image.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     made = segmented([*images, *scout], card)
-    assert len(made.objects) == 1
+    assert [each.role for each in made.objects] == ["SEG", "SR"]
     assert made.findings.limitations == (
         "1 images of the series were not segmented: they are localizers.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
+from mmap import mmap
 from pathlib import Path
 
 import highdicom as hd
@@ -26,6 +27,7 @@ from segnode_contract.errors import (
     UidCollision,
 )
 from segnode_contract.findings import Findings
+from segnode_contract.form import Form
 from segnode_contract.identity import content_digest, job_key
 from segnode_contract.job import Claim, NewJob, Stage, StageTimer
 from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView, WorkerLedger, WorkLedger
@@ -34,6 +36,8 @@ from segnode_contract.settings import Limits
 from segnode_worker.folder import FolderArchive
 from segnode_worker.pipeline import run_job
 from segnode_worker.spool import Spool
+
+from .many_segments import card_of
 
 DIGEST = "d" * 64
 
@@ -69,11 +73,12 @@ class Bright:
 
 
 class Dropping(FolderArchive):
-    """A folder that keeps what it is given, and then seems away."""
+    """A folder that keeps what it is given, and seems away once it has the last of two."""
 
-    def store(self, study_uid: str, data: bytes) -> None:
+    def store(self, study_uid: str, data: bytes | mmap) -> None:
         super().store(study_uid, data)
-        raise ArchiveUnavailable("The archive does not answer.")
+        if dcmread(BytesIO(bytes(data))).Modality == "SR":
+            raise ArchiveUnavailable("The archive does not answer.")
 
 
 @pytest.fixture
@@ -167,7 +172,13 @@ def take(work: WorkLedger) -> Claim:
 
 
 def results(tmp_path: Path) -> list[bytes]:
-    return [path.read_bytes() for path in (tmp_path / "out").glob("*.dcm")]
+    """Return what the archive has been given: the SEG, then the report."""
+    found = [path.read_bytes() for path in (tmp_path / "out").glob("*.dcm")]
+    return sorted(found, key=lambda data: str(dcmread(BytesIO(data)).Modality))
+
+
+def spooled(tmp_path: Path) -> list[bytes]:
+    return [(tmp_path / "spool" / name).read_bytes() for name in waiting(tmp_path)]
 
 
 def waiting(tmp_path: Path) -> list[str]:
@@ -180,10 +191,29 @@ def test_a_job_ends_with_a_confirmed_result_and_an_empty_spool(
     model = Bright()
     run_job(take(work), archive, model, work, spool, "node")
     assert model.asked == 1
-    assert len(results(tmp_path)) == 1
+    assert [dcmread(BytesIO(data)).Modality for data in results(tmp_path)] == ["SEG", "SR"]
     assert waiting(tmp_path) == []
     [job] = LedgerView(ledger).jobs()
     assert all(each.confirmed_at for each in job.objects)
+
+
+@pytest.mark.parametrize("form", Form)
+def test_a_result_has_the_form_that_its_job_was_made_for(
+    ledger: Ledger,
+    images: list[Dataset],
+    archive: FolderArchive,
+    spool: Spool,
+    tmp_path: Path,
+    form: Form,
+) -> None:
+    card = card_of(1)
+    arrive(ledger, job_of(card, images, form=form))
+    work = worker_with(ledger, card)
+    run_job(take(work), archive, Bright(), work, spool, "node")
+    made = [dcmread(BytesIO(data)) for data in results(tmp_path)]
+    [seg] = [each for each in made if each.Modality == "SEG"]
+    assert seg.SegmentationType == form
+    assert seg.pixel_array.sum() > 0
 
 
 def test_a_retry_sends_the_same_bytes_and_asks_no_model(
@@ -194,10 +224,10 @@ def test_a_retry_sends_the_same_bytes_and_asks_no_model(
     with pytest.raises(Exception, match="nowhere") as raised:
         run_job(claim, away, model, work, spool, "node")
     work.failed(claim, ArchiveUnavailable(str(raised.value)), 1)
-    [kept] = [(tmp_path / "spool" / name).read_bytes() for name in waiting(tmp_path)]
+    kept = spooled(tmp_path)
     run_job(take(work), archive, model, work, spool, "node")
     assert model.asked == 1
-    assert results(tmp_path) == [kept]
+    assert sorted(results(tmp_path)) == sorted(kept)
 
 
 def test_what_was_stored_just_before_a_break_is_adopted(
@@ -250,12 +280,12 @@ def test_an_object_that_the_archive_wrote_anew_is_adopted_when_it_holds_the_same
     work.failed(claim, raised.value, 1)
     spool.drop(name.removesuffix(".dcm") for name in waiting(tmp_path))
     rewrite(tmp_path, ContentCreatorName="Another^Archive")
-    [before] = results(tmp_path)
+    before = results(tmp_path)
     claim = take(work)
     run_job(claim, archive, model, work, spool, "node")
     work.done(claim, 1)
     assert model.asked == 2
-    assert results(tmp_path) == [before]
+    assert results(tmp_path) == before
 
 
 def test_other_content_under_our_uid_is_an_error_and_stays(
@@ -268,11 +298,11 @@ def test_other_content_under_our_uid_is_an_error_and_stays(
     pixels = bytearray(dcmread(BytesIO(results(tmp_path)[0])).PixelData)
     pixels[7] ^= 255
     rewrite(tmp_path, PixelData=bytes(pixels))
-    [forged] = results(tmp_path)
+    forged = results(tmp_path)
     claim = take(work)
     with pytest.raises(UidCollision, match="other content under the UID"):
         run_job(claim, archive, model, work, spool, "node")
-    assert results(tmp_path) == [forged]
+    assert results(tmp_path) == forged
 
 
 def test_a_damaged_spool_file_is_not_sent(
@@ -283,13 +313,12 @@ def test_a_damaged_spool_file_is_not_sent(
     with pytest.raises(Exception, match="nowhere"):
         run_job(claim, away, model, work, spool, "node")
     work.failed(claim, ArchiveUnavailable("away"), 1)
-    [name] = waiting(tmp_path)
-    path = tmp_path / "spool" / name
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
+    whole = spooled(tmp_path)
+    path = tmp_path / "spool" / waiting(tmp_path)[0]
+    path.write_bytes(path.read_bytes()[:-1])
     run_job(take(work), archive, model, work, spool, "node")
     assert model.asked == 2
-    assert results(tmp_path) == [whole]
+    assert sorted(results(tmp_path)) == sorted(whole)
 
 
 def test_the_spool_is_its_owners_and_forgets_what_nobody_needs(
@@ -321,7 +350,8 @@ def test_a_spool_that_takes_nothing_says_so_and_keeps_no_half(
 
 
 def rewrite(tmp_path: Path, **changes: object) -> None:
-    [path] = (tmp_path / "out").glob("*.dcm")
+    """Change the SEG that the archive has."""
+    [path] = [p for p in (tmp_path / "out").glob("*.dcm") if dcmread(p).Modality == "SEG"]
     dataset = dcmread(path)
     for keyword, value in changes.items():
         setattr(dataset, keyword, value)
@@ -340,14 +370,14 @@ def test_a_store_that_came_through_late_is_adopted(
     work: WorkLedger, spool: Spool, inbox: Path, tmp_path: Path
 ) -> None:
     class Late(FolderArchive):
-        def store(self, study_uid: str, data: bytes) -> None:
+        def store(self, study_uid: str, data: bytes | mmap) -> None:
             super().store(study_uid, data)
             raise StoreRefused("The archive has it already.")
 
     claim = take(work)
     run_job(claim, Late(inbox, tmp_path / "out"), Bright(), work, spool, "node")
     work.done(claim, 1)
-    assert len(results(tmp_path)) == 1
+    assert len(results(tmp_path)) == 2
 
 
 def darken(inbox: Path) -> None:
@@ -414,11 +444,11 @@ def test_other_pixels_before_anything_was_stored_are_segmented_anew(
     with pytest.raises(Exception, match="nowhere"):
         run_job(claim, away, model, work, spool, "node")
     work.failed(claim, ArchiveUnavailable("away"), 1)
-    [stale] = [(tmp_path / "spool" / name).read_bytes() for name in waiting(tmp_path)]
+    stale = spooled(tmp_path)
     darken(inbox)
     run_job(take(work), archive, model, work, spool, "node")
     assert model.asked == 2
-    assert results(tmp_path) != [stale]
+    assert not set(results(tmp_path)) & set(stale)
 
 
 def test_a_shadow_run_measures_and_stores_nothing(
@@ -501,8 +531,8 @@ def test_a_chain_waits_where_the_first_result_was_deleted(
     claim = take(work)
     run_job(claim, archive, Bright(), work, spool, "node")
     work.done(claim, 1)
-    [path] = (tmp_path / "out").glob("*.dcm")
-    path.unlink()
+    for path in (tmp_path / "out").glob("*.dcm"):
+        path.unlink()
     with pytest.raises(PriorMissing, match="does not have the result of test-tissue"):
         run_job(take(work), archive, Bright(), work, spool, "node")
 
@@ -533,6 +563,7 @@ def test_a_job_of_two_series_gives_its_model_both(
     run_job(claim, archive, model, work, spool, "node")
     work.done(claim, 1)
     assert np.abs(model.others["late"] - model.volume.array - 10).max() < 1e-2
-    [seg] = [dcmread(BytesIO(data)) for data in results(tmp_path)]
+    made = [dcmread(BytesIO(data)) for data in results(tmp_path)]
+    [seg] = [each for each in made if each.Modality == "SEG"]
     [referenced] = seg.ReferencedSeriesSequence
     assert referenced.SeriesInstanceUID == images[0].SeriesInstanceUID

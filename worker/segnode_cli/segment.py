@@ -10,9 +10,10 @@ from pathlib import Path
 from segnode_cli.show import say
 from segnode_contract.card import Card
 from segnode_contract.errors import SetupError
+from segnode_contract.form import form_of
 from segnode_contract.identity import job_key
 from segnode_contract.job import Stage
-from segnode_contract.settings import Models
+from segnode_contract.settings import Settings
 from segnode_models.registry import offer_of
 from segnode_worker.archive import result_uids
 from segnode_worker.folder import FolderArchive
@@ -26,7 +27,7 @@ from segnode_worker.spool import in_memory
 NODE = "segnode-files"
 
 
-def segment_folder(path: Path, model: str, out: Path, settings: Models, data: Path) -> str:
+def segment_folder(path: Path, model: str, out: Path, settings: Settings, data: Path) -> str:
     """Segment the one series of images in `path` and return the path of the SEG.
 
     The models are those of the node whose data are in `data`, and the built-in ones.
@@ -46,15 +47,17 @@ def segment_folder(path: Path, model: str, out: Path, settings: Models, data: Pa
     archive = FolderArchive(path, out)
     study_uid, series_uid = _the_series(archive, card, path)
     files = archive.fetch_series(study_uid, series_uid)
+    form = form_of(card, settings.results.form)
     key = job_key(
         series_uids=[series_uid],
         instance_uids=[result_uids(data)[1] for data in files],
         model=card.name,
         model_digest=digest,
         parameters={},
-        form="BINARY",
+        form=form,
     )
-    service = ModelService(models=folder, memory_mb=settings.memory_mb, sandbox=settings.sandbox)
+    models = settings.models
+    service = ModelService(models=folder, memory_mb=models.memory_mb, sandbox=models.sandbox)
     service.start()
     try:
         made = make_result(
@@ -65,6 +68,7 @@ def segment_folder(path: Path, model: str, out: Path, settings: Models, data: Pa
                 job_key=key,
                 model_digest=digest,
                 node_id=NODE,
+                form=form,
                 series_number=series_number(card.name),
             ),
             made_at=datetime.now().astimezone(),

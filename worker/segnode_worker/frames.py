@@ -1,13 +1,14 @@
 """The frames of a binary segmentation: which there are, their pixels, and where they lie.
 
 highdicom writes the head of the object. The frames are written here, because a segmentation has
-thousands, and as pydicom objects they take longer than all the rest together.
+thousands, and as pydicom objects they take longer than all the rest together. Those of label maps
+are written in `labelmap`.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ from segnode_contract.card import Card, Segment
 from segnode_contract.errors import ModelFailed
 from segnode_worker.stack import Source
 
+PIXEL_DATA = 0x7FE00010
+UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM = struct.Struct("<HHI")
 _LONG = struct.Struct("<HH2sxxI")  # header of an element with a 32-bit length, PS3.5 7.1.2
 _DIMENSIONS = struct.Struct("<II")
@@ -37,6 +40,39 @@ class Frame:
 
     segment: Segment
     slice: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Body:
+    """What of an object follows its head."""
+
+    found: Set[int]
+    """Numbers of the segments that have voxels."""
+    frames: int
+    groups: Sequence[bytes]
+    """Items of the Per-frame Functional Groups Sequence."""
+    pixel_data: Iterator[bytes]
+    """The element with its value."""
+
+
+def binary_body(
+    labels: NDArray[np.uint8], card: Card, withheld: Mapping[int, str], sources: Sequence[Source]
+) -> Body:
+    """Return a frame for each segment and slice that holds voxels, and one at least."""
+    found = frames_of(labels, card, withheld)
+    frames = found or [_empty_frame(card, withheld)]
+    size = packed_size(labels, frames)
+    return Body(
+        found={frame.segment.number for frame in found},
+        frames=len(frames),
+        groups=list(functional_groups(frames, sources)),
+        pixel_data=element(PIXEL_DATA, b"OB", size, packed_pixels(labels, frames)),
+    )
+
+
+def _empty_frame(card: Card, withheld: Collection[int]) -> Frame:
+    shown = [segment for segment in card.segments if segment.number not in withheld]
+    return Frame(segment=(shown or card.segments)[0], slice=0)
 
 
 def frames_of(labels: NDArray[np.uint8], card: Card, withheld: Collection[int]) -> list[Frame]:
@@ -55,11 +91,16 @@ def frames_of(labels: NDArray[np.uint8], card: Card, withheld: Collection[int]) 
     ]
     for frame in frames:
         if frame.segment.number in withheld:
-            raise ModelFailed(
-                f"The model {card.name} says that it left out segment {frame.segment.number}, and "
-                f"yet gave voxels of it in slice {frame.slice + 1}; the model is at fault."
-            )
+            raise left_out_and_given(card, frame.segment.number, frame.slice)
     return frames
+
+
+def left_out_and_given(card: Card, number: int, slice_: int) -> ModelFailed:
+    """Return the error for a model that contradicts itself."""
+    return ModelFailed(
+        f"The model {card.name} says that it left out segment {number}, and yet gave voxels of it "
+        f"in slice {slice_ + 1}; the model is at fault."
+    )
 
 
 def packed_size(labels: NDArray[np.uint8], frames: Sequence[Frame]) -> int:
@@ -90,23 +131,26 @@ def functional_groups(frames: Sequence[Frame], sources: Sequence[Source]) -> Ite
     C.7.6.17).
     """
     places = {number: i for i, number in enumerate(sorted({f.slice for f in frames}), 1)}
-    derivations = {number: _encoded(_derivation(sources[number])) for number in places}
-    positions = {number: _encoded(_position(sources[number])) for number in places}
+    derivations = {number: derivation(sources[number]) for number in places}
+    positions = {number: position(sources[number]) for number in places}
     numbers = {frame.segment.number for frame in frames}
-    identifications = {number: _encoded(_identification(number)) for number in numbers}
-    content = _encoded(_content())[: -_DIMENSIONS.size]
+    identifications = {number: _identification(number) for number in numbers}
+    nowhere = content(0, 0)[: -_DIMENSIONS.size]
     for frame in frames:
         number = frame.slice
-        item = b"".join(
-            (
-                derivations[number],
-                content,
-                _DIMENSIONS.pack(frame.segment.number, places[number]),
-                positions[number],
-                identifications[frame.segment.number],
-            )
+        yield item(
+            derivations[number],
+            nowhere,
+            _DIMENSIONS.pack(frame.segment.number, places[number]),
+            positions[number],
+            identifications[frame.segment.number],
         )
-        yield _ITEM.pack(0xFFFE, 0xE000, len(item)) + item
+
+
+def item(*parts: bytes) -> bytes:
+    """Return an item of a sequence, or of encapsulated pixel data (PS3.5 7.5, A.4)."""
+    value = b"".join(parts)
+    return _ITEM.pack(0xFFFE, 0xE000, len(value)) + value
 
 
 def element(
@@ -117,7 +161,13 @@ def element(
     yield from parts
 
 
-def _derivation(source: Source) -> Dataset:
+def end_of_items() -> bytes:
+    """Return what ends items of undefined length in all (PS3.5 7.5.2)."""
+    return _ITEM.pack(0xFFFE, 0xE0DD, 0)
+
+
+def derivation(source: Source) -> bytes:
+    """Return the functional group that names the image of a frame (PS3.3 C.7.6.16.2.6)."""
     image = Dataset()
     image.ReferencedSOPClassUID = source.class_uid
     image.ReferencedSOPInstanceUID = source.uid
@@ -127,47 +177,45 @@ def _derivation(source: Source) -> Dataset:
         _code(codes.cid7202.SourceImageForImageProcessingOperation)
     ]
     image.SpatialLocationsPreserved = "YES"
-    derivation = Dataset()
-    derivation.DerivationCodeSequence = [_code(codes.cid7203.SegmentationImageDerivation)]
-    derivation.SourceImageSequence = [image]
-    return _group("DerivationImageSequence", derivation)
+    made = Dataset()
+    made.DerivationCodeSequence = [_code(codes.cid7203.SegmentationImageDerivation)]
+    made.SourceImageSequence = [image]
+    return _group("DerivationImageSequence", made)
 
 
-def _position(source: Source) -> Dataset:
-    position = Dataset()
-    position.ImagePositionPatient = [DSfloat(mm, auto_format=True) for mm in source.position]
-    return _group("PlanePositionSequence", position)
+def position(source: Source) -> bytes:
+    """Return the functional group that says where a frame lies (PS3.3 C.7.6.16.2.3)."""
+    place = Dataset()
+    place.ImagePositionPatient = [DSfloat(mm, auto_format=True) for mm in source.position]
+    return _group("PlanePositionSequence", place)
 
 
-def _content() -> Dataset:
-    content = Dataset()
-    content.DimensionIndexValues = [0, 0]
-    return _group("FrameContentSequence", content)
+def content(*dimension_index_values: int) -> bytes:
+    """Return the functional group that ranks a frame in each dimension (PS3.3 C.7.6.16.2.2)."""
+    ranks = Dataset()
+    ranks.DimensionIndexValues = list(dimension_index_values)
+    return _group("FrameContentSequence", ranks)
 
 
-def _identification(number: int) -> Dataset:
+def _identification(number: int) -> bytes:
     identification = Dataset()
     identification.ReferencedSegmentNumber = number
     return _group("SegmentIdentificationSequence", identification)
 
 
 def _code(code: Code) -> Dataset:
-    item = Dataset()
-    item.CodeValue = code.value
-    item.CodingSchemeDesignator = code.scheme_designator
-    item.CodeMeaning = code.meaning
-    return item
+    made = Dataset()
+    made.CodeValue = code.value
+    made.CodingSchemeDesignator = code.scheme_designator
+    made.CodeMeaning = code.meaning
+    return made
 
 
-def _group(keyword: str, item: Dataset) -> Dataset:
+def _group(keyword: str, only: Dataset) -> bytes:
     group = Dataset()
-    setattr(group, keyword, [item])
-    return group
-
-
-def _encoded(dataset: Dataset) -> bytes:
+    setattr(group, keyword, [only])
     stream = DicomBytesIO()
     stream.is_implicit_VR, stream.is_little_endian = False, True
-    write_dataset(stream, dataset)
+    write_dataset(stream, group)
     encoded: bytes = stream.getvalue()
     return encoded

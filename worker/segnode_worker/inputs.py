@@ -6,17 +6,17 @@ import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 
 import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
 from scipy.ndimage import affine_transform
 
 from segnode_contract.card import Card
-from segnode_contract.errors import ModelFailed, UnsuitableSeries
+from segnode_contract.errors import ModelFailed, ProofFailed, UnsuitableSeries
+from segnode_contract.form import Form
 from segnode_worker.attributes import BROKEN
+from segnode_worker.decoded import Held, read_held, slice_of
 from segnode_worker.stack import Stack, stack_series, stacks_of_series
 
 _LEAST_COVERED = 0.5
@@ -216,7 +216,7 @@ def _inside(
 
 
 def labels_of(prior: PriorResult, stack: Stack) -> NDArray[np.uint8]:
-    """Return the label planes that a segmentation of ours holds.
+    """Return the label planes that a segmentation of ours holds, binary or a label map.
 
     Returns
     -------
@@ -228,24 +228,40 @@ def labels_of(prior: PriorResult, stack: Stack) -> NDArray[np.uint8]:
     ModelFailed
         If it is not of these images.
     """
-    labels = np.zeros((prior.card.planes, *stack.values.shape), np.uint8)
-    sources = [source.uid for source in stack.sources]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote values, which may be a patient's
-            seg = hd.seg.Segmentation.from_dataset(dcmread(BytesIO(prior.data)), copy=False)
-            if {uid for _, _, uid in seg.get_source_image_uids()} != set(sources):
-                raise ValueError("other images")
-            for segment in prior.card.segments:
-                held = seg.get_pixels_by_source_instance(
-                    sources,
-                    segment_numbers=[segment.number],
-                    ignore_spatial_locations=True,
-                    assert_missing_frames_are_empty=True,
-                )
-                labels[segment.plane][held[..., 0] > 0] = segment.value
-    except BROKEN as error:
+            made = read_held(prior.data)
+            labels = _labels(made, prior.card, stack)
+    except (ProofFailed, *BROKEN) as error:
         raise ModelFailed(
             f"The result of {prior.card.name} that the model builds on is not one of these images."
         ) from error
     return stack.on_grid(labels)
+
+
+def _labels(made: Held, card: Card, stack: Stack) -> NDArray[np.uint8]:
+    """Return what it holds on the slices of the stack."""
+    named = {
+        image.ReferencedSOPInstanceUID
+        for series in made.head.ReferencedSeriesSequence
+        for image in series.ReferencedInstanceSequence
+    }
+    if named != {source.uid for source in stack.sources}:
+        raise ValueError("other images")
+    labels = np.zeros((card.planes, *stack.values.shape), np.uint8)
+    positions = np.array([source.position for source in stack.sources])
+    places = [slice_of(frame, positions, stack.sources) for frame in made.frames]
+    if made.head.SegmentationType == Form.LABELMAP:
+        values = np.zeros(256, np.uint8)
+        for segment in card.segments:
+            values[segment.number] = segment.value
+        for numbers, place in zip(made.numbers(), places, strict=True):
+            labels[0, place] = values[numbers]
+        return labels
+    segments = {segment.number: segment for segment in card.segments}
+    for number, (place, frame) in enumerate(zip(places, made.frames, strict=True)):
+        segment = segments[frame.segment or 0]
+        bits = made.bits(number).reshape(labels.shape[2:])
+        labels[segment.plane, place][bits] = segment.value
+    return labels

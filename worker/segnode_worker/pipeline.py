@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from datetime import datetime
 from mmap import mmap
 
@@ -54,7 +53,7 @@ def run_job(  # noqa: PLR0917 # the job, and what it meets on its road
     with stage(Stage.CONFIRM):
         for each in objects:
             kept = confirm(archive, claim.study_uid, each.data)
-            work.confirmed(claim, _kept(each, kept))
+            work.confirmed(claim, each.as_kept(kept))
     spool.drop(spooled)
 
 
@@ -69,6 +68,7 @@ def _make(  # noqa: PLR0917 # as `run_job`
             job_key=claim.key,
             model_digest=claim.model_digest,
             node_id=node,
+            form=claim.form,
             series_number=series_number(claim.model),
         ),
         made_at=datetime.fromtimestamp(claim.created_at).astimezone(),
@@ -186,14 +186,9 @@ def _store(
             proofs.get(made.instance_uid, _refuse)(kept)
         except (ProofFailed, *BROKEN) as error:
             raise collision(made.instance_uid) from error
-    adopted = _kept(made, kept)
+    adopted = made.as_kept(kept)
     work.adopted(claim, adopted)
     return adopted
-
-
-def _kept(made: ResultObject, kept: bytes) -> ResultObject:
-    """Return an object as the archive has it."""
-    return replace(made, data=kept, digest="")
 
 
 def _refuse(data: bytes | mmap) -> None:

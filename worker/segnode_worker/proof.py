@@ -11,16 +11,17 @@ from mmap import mmap
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 
 from segnode_contract.card import Card, Segment
 from segnode_contract.errors import ProofFailed
 from segnode_contract.findings import Findings
-from segnode_worker.archive import as_stream
+from segnode_contract.form import Form
+from segnode_worker.decoded import Held, read_held, slice_of
+from segnode_worker.labelmap_proof import prove_labelmap, without_background
 from segnode_worker.stack import Source, Stack
 
-_SAME_PLACE_MM = 0.01
 _SAME = ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName")
 
 
@@ -44,17 +45,22 @@ def prove(
     with warnings.catch_warnings():
         # pydicom's warnings quote values, which may be a patient's
         warnings.simplefilter("ignore")
-        made = dcmread(as_stream(data))
-        _prove_head(made, stack, labels)
-        _prove_segments(made.SegmentSequence, card)
-        _prove_references(made, stack.sources)
+        made = read_held(data)
+        is_map = made.head.SegmentationType == Form.LABELMAP
+        _prove_head(made.head, stack, labels, bits=8 if is_map else 1)
+        segments = made.head.SegmentSequence
+        _prove_segments(without_background(segments) if is_map else segments, card)
+        _prove_references(made.head, stack.sources)
         withheld = {item.segment for item in findings.withheld}
         shown = {s.number: s for s in card.segments if s.number not in withheld}
+        if is_map:
+            prove_labelmap(made, stack, labels, shown)
+            return
         held = _prove_frames(made, stack, labels, shown or {1: card.segments[0]})
     _prove_complete(held, labels, shown)
 
 
-def _prove_head(made: Dataset, stack: Stack, labels: NDArray[np.uint8]) -> None:
+def _prove_head(made: Dataset, stack: Stack, labels: NDArray[np.uint8], bits: int) -> None:
     source, same = stack.sources[0].header, stack.plane
     for keyword in _SAME:
         if bytes_of(made, keyword) != bytes_of(source, keyword):
@@ -66,7 +72,7 @@ def _prove_head(made: Dataset, stack: Stack, labels: NDArray[np.uint8]) -> None:
         "orientation": (plane.ImageOrientationPatient, same.orientation),
         "pixel spacing": (pixels.PixelSpacing, same.spacing_mm),
         "slice spacing": (pixels.get("SpacingBetweenSlices") or 0, same.slice_spacing_mm or 0),
-        "bit depth": ((made.BitsAllocated, made.BitsStored), (1, 1)),
+        "bit depth": ((made.BitsAllocated, made.BitsStored), (bits, bits)),
     }
     for name, (has, needs) in pairs.items():
         if not np.allclose(np.array(has, float), np.array(needs, float), rtol=0, atol=1e-5):
@@ -122,61 +128,33 @@ def _prove_references(made: Dataset, sources: Sequence[Source]) -> None:
 
 
 def _prove_frames(
-    made: Dataset, stack: Stack, labels: NDArray[np.uint8], shown: Mapping[int, Segment]
+    made: Held, stack: Stack, labels: NDArray[np.uint8], shown: Mapping[int, Segment]
 ) -> set[tuple[int, int]]:
     """Compare every frame; return the pairs of segment number and slice that have one."""
-    groups, size = made.PerFrameFunctionalGroupsSequence, labels.shape[2] * labels.shape[3]
-    if len(groups) != made.NumberOfFrames or len(made.PixelData) * 8 < len(groups) * size:
+    frames, size = made.frames, labels.shape[2] * labels.shape[3]
+    if len(frames) != made.head.NumberOfFrames or len(made.pixels) * 8 < len(frames) * size:
         raise ProofFailed(
-            f"The result says that it has {made.NumberOfFrames} frames, describes {len(groups)} "
-            f"and holds {len(made.PixelData)} bytes of pixels."
+            f"The result says that it has {made.head.NumberOfFrames} frames, describes "
+            f"{len(frames)} and holds {len(made.pixels)} bytes of pixels."
         )
     positions = np.array([source.position for source in stack.sources])
     held: set[tuple[int, int]] = set()
-    for place, group in enumerate(groups):
-        number = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-        slice_ = _slice_of(group, positions, stack.sources, number)
+    for place, frame in enumerate(frames):
+        number = frame.segment or 0
+        slice_ = slice_of(frame, positions, stack.sources)
         if number not in shown or (number, slice_) in held:
             raise ProofFailed(
                 f"Segment {number} has a frame in slice {slice_ + 1} that it should not have."
             )
         held.add((number, slice_))
         segment = shown[number]
-        wrong = np.count_nonzero(
-            _bits(made.PixelData, place * size, size)
-            != (labels[segment.plane, slice_].reshape(-1) == segment.value)
-        )
+        truth = labels[segment.plane, slice_].reshape(-1) == segment.value
+        wrong = np.count_nonzero(made.bits(place) != truth)
         if wrong:
             raise ProofFailed(
                 f"Segment {number} differs from the labels in {wrong} voxels of slice {slice_ + 1}."
             )
     return held
-
-
-def _slice_of(
-    group: Dataset, positions: NDArray[np.float64], sources: Sequence[Source], number: int
-) -> int:
-    """Return the slice of a frame; its position and the image that it names must agree."""
-    position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
-    distances = np.linalg.norm(positions - position, axis=1)
-    slice_ = int(distances.argmin())
-    if distances[slice_] > _SAME_PLACE_MM:
-        raise ProofFailed(f"Segment {number} has a frame at {position} mm, where no slice lies.")
-    images = group.DerivationImageSequence[0].SourceImageSequence
-    named = [(i.ReferencedSOPInstanceUID, i.get("ReferencedFrameNumber")) for i in images]
-    source = sources[slice_]
-    if named != [(source.uid, source.frame)]:
-        raise ProofFailed(
-            f"Segment {number} names the images (and frames) {named} in slice {slice_ + 1}, where "
-            f"{source.uid} lies (frame {source.frame})."
-        )
-    return slice_
-
-
-def _bits(packed: bytes, first: int, count: int) -> NDArray[np.bool_]:
-    """Return `count` bits from bit `first` on, the lowest bit of each byte first (PS3.5 8.1.1)."""
-    some = np.frombuffer(packed[first // 8 : (first + count + 7) // 8], np.uint8)
-    return np.unpackbits(some, bitorder="little")[first % 8 :][:count].view(np.bool_)
 
 
 def _prove_complete(

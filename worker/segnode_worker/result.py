@@ -22,9 +22,12 @@ from segnode_contract.job import ResultObject, Stage, StageTimer
 from segnode_worker.archive import result_uids
 from segnode_worker.attributes import BROKEN
 from segnode_worker.inputs import Fetched, Inputs, digest_of, stack_inputs
+from segnode_worker.intensity import measured
 from segnode_worker.model_client import Told, unheard
 from segnode_worker.plausible import counts_of, judged
 from segnode_worker.proof import prove
+from segnode_worker.report import report
+from segnode_worker.report_proof import prove_report
 from segnode_worker.segmentation import ResultIdentity, encode
 from segnode_worker.spool import Kept
 from segnode_worker.stack import Stack
@@ -120,8 +123,7 @@ def make_result(
     while every:  # each is let go when it is done
         inputs, number = every.pop(0), len(parts) + 1
         own = replace(identity, stack=number, stacks=number + len(every))
-        labels, findings = maker.segmented(inputs, own)
-        parts.append(maker.written(inputs.stack, labels, findings, own))
+        parts.append(maker.made_of(inputs, own))
     return Made(
         objects=tuple(each for part in parts for each in part.objects),
         findings=_merged([part.findings for part in parts]),
@@ -142,64 +144,87 @@ class _Maker:
     told: Told
     thrifty: bool
 
-    def segmented(
-        self, inputs: Inputs, identity: ResultIdentity
-    ) -> tuple[NDArray[np.uint8], Findings]:
-        """Return the labels on the slices of one stack, and all that is known of them."""
+    def made_of(self, inputs: Inputs, identity: ResultIdentity) -> Made:
+        """Segment one stack, and write and prove its objects."""
         stack, card = inputs.stack, self.card
-        with self.stage(Stage.STACK):
-            volume = for_model(stack.volume, card.orientation)
-            others = {
-                role: for_model(stack.volume.with_array(values), card.orientation).array
-                for role, values in inputs.others.items()
-            }
-            prior = _turned(inputs, card)
-        found, findings = self.models.segment(
+        volume = for_model(stack.volume, card.orientation)
+        found, findings = self._asked(inputs, volume, identity)
+        with self.stage(Stage.ENCODE):
+            labels = stack.on_slices(on_source(found, volume, stack.volume))
+            findings = self._known(stack, labels, findings)
+            objects = self._written(stack, labels, findings, identity)
+        proofs: dict[str, Proof] = {}
+        for each in objects:
+            proofs[each.instance_uid] = (
+                partial(prove, stack=stack, labels=labels, card=card, findings=findings)
+                if each is objects[0]
+                else partial(
+                    prove_report, seg=objects[0].data, stack=stack, card=card, findings=findings
+                )
+            )
+        with self.stage(Stage.VERIFY):
+            for each in objects:
+                proofs[each.instance_uid](each.data)
+        return Made(objects=objects, findings=findings, input_digest=inputs.digest, proofs=proofs)
+
+    def _asked(
+        self, inputs: Inputs, volume: hd.Volume, identity: ResultIdentity
+    ) -> tuple[NDArray[np.uint8], Findings]:
+        """Return what the model says of one stack, on the grid that it was given."""
+        stack, card = inputs.stack, self.card
+        others = {
+            role: for_model(stack.volume.with_array(values), card.orientation).array
+            for role, values in inputs.others.items()
+        }
+        return self.models.segment(
             card,
             identity.model_digest,
             volume,
             stack.attributes,
             others=others,
-            prior=prior,
+            prior=_turned(inputs, card),
             thrifty=self.thrifty,
             stage=self.stage,
             told=self.told,
         )
-        with self.stage(Stage.ENCODE):
-            labels = stack.on_slices(on_source(found, volume, stack.volume))
-            counts = counts_of(labels)
-            _check_values(counts, card)
-            findings = judged(labels, counts, card, findings, stack.slice_ml)
-        limitations = (*findings.limitations, *stack.limitations)
-        return labels, replace(findings, limitations=limitations)
 
-    def written(
+    def _known(self, stack: Stack, labels: NDArray[np.uint8], findings: Findings) -> Findings:
+        """Return all that is to be said of the labels; implausible ones are erased."""
+        counts = counts_of(labels)
+        _check_values(counts, self.card)
+        findings = judged(labels, counts, self.card, findings, stack.slice_ml)
+        findings = measured(stack, labels, counts, self.card, findings)
+        return replace(findings, limitations=(*findings.limitations, *stack.limitations))
+
+    def _written(
         self,
         stack: Stack,
         labels: NDArray[np.uint8],
         findings: Findings,
         identity: ResultIdentity,
-    ) -> Made:
-        """Write the objects of one stack, and prove them."""
-        with self.stage(Stage.ENCODE):
-            parts = encode(stack, labels, self.card, findings, identity, self.made_at)
-            kept = self.keep(parts)
-        seg = ResultObject(
-            role="SEG",
-            instance_uid=identity.uid("seg"),
-            series_uid=identity.uid("series"),
-            data=kept.data,
-            digest=kept.digest,
+    ) -> tuple[ResultObject, ...]:
+        seg = _object(
+            identity.role("SEG"),
+            identity.uid("seg"),
+            identity.uid("series"),
+            self.keep(encode(stack, labels, self.card, findings, identity, self.made_at)),
         )
-        proof = partial(prove, stack=stack, labels=labels, card=self.card, findings=findings)
-        with self.stage(Stage.VERIFY):
-            proof(seg.data)
-        return Made(
-            objects=(seg,),
-            findings=findings,
-            input_digest="",
-            proofs={seg.instance_uid: proof},
-        )
+        if not findings.measurements:
+            return (seg,)
+        data = report(stack, self.card, findings, identity, self.made_at)
+        kept = self.keep([data])
+        sr = _object(identity.role("SR"), identity.uid("sr"), identity.uid("sr-series"), kept)
+        return seg, sr
+
+
+def _object(role: str, instance_uid: str, series_uid: str, kept: Kept) -> ResultObject:
+    return ResultObject(
+        role=role,
+        instance_uid=instance_uid,
+        series_uid=series_uid,
+        data=kept.data,
+        digest=kept.digest,
+    )
 
 
 def _merged(findings: Sequence[Findings]) -> Findings:

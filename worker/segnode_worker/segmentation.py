@@ -1,9 +1,9 @@
-"""From label planes to a DICOM Segmentation: binary, all segments of a card in one object."""
+"""From label planes to a DICOM Segmentation: all segments of a card in one object."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -14,20 +14,14 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
 from pydicom.valuerep import DSfloat
 
 from segnode_contract.card import Card, Segment
 from segnode_contract.findings import Findings
+from segnode_contract.form import Form
 from segnode_contract.identity import derived_uid
-from segnode_worker.frames import (
-    Frame,
-    element,
-    frames_of,
-    functional_groups,
-    packed_pixels,
-    packed_size,
-)
+from segnode_worker.frames import binary_body, element
 from segnode_worker.imprint import (
     VERIFIED_BY_NOBODY,
     ascii_text,
@@ -35,13 +29,13 @@ from segnode_worker.imprint import (
     set_dates,
     written,
 )
+from segnode_worker.labelmap import labelmap_body
 from segnode_worker.stack import Source, Stack
 
 SERIES_NUMBERS = 9000
 """Results are numbered from here, below the images in a viewer's list."""
 
 _PER_FRAME_GROUPS = 0x52009230
-_PIXEL_DATA = 0x7FE00010
 _LOSSY = (
     "LossyImageCompression",
     "LossyImageCompressionRatio",
@@ -66,11 +60,17 @@ class ResultIdentity:
     job_key: str
     model_digest: str
     node_id: str
+    form: Form = Form.BINARY
+    """Of the segmentation, as the job was made for it."""
     series_number: int = SERIES_NUMBERS
     stack: int = 1
     stacks: int = 1
     """Which of how many stacks of its series a result is of."""
     node_version: str = field(default_factory=lambda: version("segnode"))
+
+    def role(self, kind: str) -> str:
+        """Return what an object is to its job: one SEG or SR, or one of each stack."""
+        return kind if self.stack == 1 else f"{kind} {self.stack}"
 
     def uid(self, role: str) -> str:
         """Return the UID of `role`, as of `derived_uid`, for this stack."""
@@ -91,6 +91,8 @@ def encode(  # noqa: PLR0917 - the arguments follow the road of a job
     one that the model left out, or did not find, has no frames and says so in its description. A
     segment left out, or in doubt, says so in its label too, since that is what viewers show. Where
     nothing at all was found there is one empty frame, since an object must have one.
+
+    A label map has its background as a last item, number 0 (PS3.3 C.8.20.2.3.3).
 
     Parameters
     ----------
@@ -113,22 +115,20 @@ def encode(  # noqa: PLR0917 - the arguments follow the road of a job
         If there are voxels of a segment that `findings` says was left out.
     """
     withheld = {item.segment: item.reason for item in findings.withheld}
-    found = frames_of(labels, card, withheld)
-    frames = found or [_empty_frame(card, withheld)]
+    body_of = labelmap_body if identity.form is Form.LABELMAP else binary_body
     with warnings.catch_warnings():
         # pydicom's warnings quote values, which may be a patient's
         warnings.simplefilter("ignore")
-        head = _head(stack, card, _descriptions(found, card, findings, identity), identity)
+        body = body_of(labels, card, withheld, stack.sources)
+        head = _head(stack, card, _descriptions(body.found, card, findings, identity), identity)
         set_dates(head, made_at)
         head.SegmentsOverlap = "YES" if _overlap(labels) else "NO"
-        head.NumberOfFrames = len(frames)
+        head.NumberOfFrames = body.frames
         start = written(head, stack.sources[0].header)
-        groups = list(functional_groups(frames, stack.sources))
     # both tags are higher than any of the head, so that they stand at the file's end
     yield start
-    yield from element(_PER_FRAME_GROUPS, b"SQ", sum(map(len, groups)), groups)
-    size = packed_size(labels, frames)
-    yield from element(_PIXEL_DATA, b"OB", size, packed_pixels(labels, frames))
+    yield from element(_PER_FRAME_GROUPS, b"SQ", sum(map(len, body.groups)), body.groups)
+    yield from body.pixel_data
 
 
 def _head(
@@ -147,7 +147,7 @@ def _head(
     made = hd.seg.Segmentation(
         source_images=[_geometry_of(stack)],
         pixel_array=one_frame,
-        segmentation_type="BINARY",
+        segmentation_type=identity.form,
         segment_descriptions=descriptions,
         series_instance_uid=identity.uid("series"),
         series_number=identity.series_number,
@@ -161,16 +161,15 @@ def _head(
         content_description=VERIFIED_BY_NOBODY,
         content_qualification="RESEARCH",
         series_description=series_description(card, identity),
-        transfer_syntax_uid=ExplicitVRLittleEndian,
+        transfer_syntax_uid=(
+            RLELossless if identity.form is Form.LABELMAP else ExplicitVRLittleEndian
+        ),
         specific_character_set=None,
     )
     head = Dataset(made)
     head.preamble, head.file_meta = made.preamble, made.file_meta
-    head.SoftwareVersions = [
-        f"segnode {identity.node_version}",
-        ascii_text(f"{card.name} {card.version}"),
-        identity.model_digest[:16],
-    ]
+    head.ContentCreatorName = None  # of type 2, PS3.3 table 10-12
+    head.SoftwareVersions = software_versions(card, identity)
     del head.PerFrameFunctionalGroupsSequence, head.PixelData
     shared = head.SharedFunctionalGroupsSequence[0]
     measures = shared.PixelMeasuresSequence[0]
@@ -180,16 +179,17 @@ def _head(
     # highdicom puts these there where there is one segment
     shared.pop("SegmentIdentificationSequence", None)
     head.pop("DimensionOrganizationType", None)
+    if identity.form is Form.LABELMAP:
+        # highdicom puts the background first, and OHIF 3.13.2 then gives each segment the colour
+        # of the one before it; the standard wants an item of every pixel value, in no order
+        background, *segments = head.SegmentSequence
+        head.SegmentSequence = [*segments, background]
+        head["PixelPaddingValue"].VR = "US"  # pydicom finds out where there are pixels only
     _refer_to(stack.sources, head)
     dimensions = identity.uid("dimensions")
     for item in (*head.DimensionOrganizationSequence, *head.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimensions
     return head
-
-
-def _empty_frame(card: Card, withheld: Mapping[int, str]) -> Frame:
-    shown = [segment for segment in card.segments if segment.number not in withheld]
-    return Frame(segment=(shown or card.segments)[0], slice=0)
 
 
 def _geometry_of(stack: Stack) -> Dataset:
@@ -237,14 +237,13 @@ def _refer_to(sources: Sequence[Source], head: Dataset) -> None:
 
 
 def _descriptions(
-    frames: Sequence[Frame],
+    found: Set[int],
     card: Card,
     findings: Findings,
     identity: ResultIdentity,
 ) -> list[hd.seg.SegmentDescription]:
     withheld = {item.segment: item.reason for item in findings.withheld}
     marked = {item.segment: item.reason for item in findings.marked}
-    found = {frame.segment.number for frame in frames}
     descriptions = []
     for segment in card.segments:
         number = segment.number
@@ -296,6 +295,12 @@ def algorithm_family(card: Card) -> Code:
         else codes.cid7162.ArtificialIntelligence
     )
     return family
+
+
+def software_versions(card: Card, identity: ResultIdentity) -> list[str]:
+    """Return what made a result: the node, the model, and the model's bytes."""
+    model = ascii_text(f"{card.name} {card.version}")
+    return [f"segnode {identity.node_version}", model, identity.model_digest[:16]]
 
 
 def tracking_id(segment: Segment, card: Card, identity: ResultIdentity) -> str:

@@ -99,6 +99,8 @@ def copy_study(source: Dataset, result: Dataset) -> None:
             result[tag] = DataElement(tag, dictionary_VR(tag), None)
         elif tag in result:
             del result[tag]
+    if "FrameOfReferenceUID" not in result:  # a report lies in none
+        result.pop("PositionReferenceIndicator", None)
     result.set_original_encoding(False, True, source.original_character_set)
 
 
