@@ -143,6 +143,31 @@ def test_each_gpu_has_a_worker_of_its_own(
         assert f"--hostname {name}@%%h" in sections[name]["command"]
 
 
+def test_a_sender_runs_where_there_are_destinations_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (CONFIG / "demo.toml").read_text()
+    web = '[[destinations]]\nname = "web"\nurl = "https://pacs.example/dicom-web"\n'
+    user, password = "SEGNODE_DESTINATION_WEB_USER", "SEGNODE_DESTINATION_WEB_PASSWORD"
+    for more, sender in (("", False), (web, True)):
+        config = tmp_path / "segnode.toml"
+        config.write_text(words + more)
+        monkeypatch.setenv(user, "node")
+        monkeypatch.setenv(password, "a secret")
+        node = prepare(tmp_path / "d", config, load_settings(config))
+        path = write_settings(node, {"Orthanc": "/o", "redis-server": "/r"}, 2, tmp_path)
+        programs = ConfigParser(interpolation=None)
+        programs.read(path)
+        assert programs.has_section("program:sender") is sender
+        assert (node.environment().get(password) == "a secret") is sender
+        assert "a secret" not in path.read_text()
+        keep(node)
+        for name in (user, password):
+            monkeypatch.delenv(name)
+    # kept for next time, when the shell does not say it again
+    assert prepare(tmp_path / "d", config, load_settings(config)).environment()[user] == "node"
+
+
 def test_files_that_are_not_dicom_are_left_out(series: Path, tmp_path: Path) -> None:
     mixed = tmp_path / "mixed"
     shutil.copytree(series, mixed)
@@ -191,11 +216,10 @@ def test_models_are_listed_with_their_cards() -> None:
 def test_a_folder_is_segmented_without_a_server(series: Path, tmp_path: Path) -> None:
     done = run("segment", series, "--model", "ct-tissue", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    [made] = (tmp_path / "out").iterdir()
-    seg = pydicom.dcmread(made)
-    assert seg.Modality == "SEG"
+    made = [pydicom.dcmread(path) for path in (tmp_path / "out").iterdir()]
+    assert {each.Modality for each in made} == {"SEG", "SR"}
     source = pydicom.dcmread(series / "000.dcm")
-    assert seg.StudyInstanceUID == source.StudyInstanceUID
+    assert {each.StudyInstanceUID for each in made} == {source.StudyInstanceUID}
 
 
 def test_the_doctor_names_what_is_wrong_and_its_cure(tmp_path: Path) -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from flask.testing import FlaskClient
 
-from segnode_contract.errors import ArchiveUnavailable
-from segnode_contract.ledger import Ledger, LedgerView, WorkerLedger
+from segnode_contract.destination import Destination
+from segnode_contract.errors import ArchiveUnavailable, PeerRefused, PeerUnavailable
+from segnode_contract.ledger import (
+    DeliveryLedger,
+    Ledger,
+    LedgerView,
+    WorkerLedger,
+    write_shared,
+)
+from segnode_contract.ledger.deliveries import Taken
 from segnode_contract.ledger.view import StageTime
-from segnode_contract.settings import load_settings
+from segnode_contract.settings import Limits, load_settings
 from segnode_plugin.web.app import StudyWords, create_app
 from segnode_plugin.web.timing import bars, duration
 
@@ -79,9 +88,20 @@ def test_a_done_job_shows_findings_by_name_and_the_viewer(
     text = pages.get(f"/segnode/jobs/{add_job(ledger)}").text
     assert "Adipose tissue" in text
     assert "1234.5 ml" in text
-    assert "left out: Contrast medium is likely." in text
+    assert "-102.2 HU" in text
+    assert text.count("left out: Contrast medium is likely.") == 1
+    assert "not measurable: It is cut." in text
+    assert "2 slices are &lt;b&gt;missing&lt;/b&gt;." in text
+    assert "verified by nobody" in text
+    assert "structured report" not in text
     assert "/ohif/viewer?StudyInstanceUIDs=1.2" in text
     assert "after the last image" in text
+
+
+def test_a_report_among_the_results_is_mentioned(pages: FlaskClient, ledger: Ledger) -> None:
+    key = queue_job(ledger)
+    finish_job(ledger, role="SR")
+    assert "in the archive as a structured report (SR)" in pages.get(f"/segnode/jobs/{key}").text
 
 
 def test_the_list_shows_stages_and_counts(pages: FlaskClient, ledger: Ledger) -> None:
@@ -109,6 +129,30 @@ def test_a_finished_list_keeps_still(pages: FlaskClient, ledger: Ledger) -> None
     key = add_job(ledger)
     for address in ("", f"jobs/{key}", "studies/1.2"):
         assert "http-equiv" not in pages.get(f"/segnode/{address}").text
+
+
+def test_a_delivery_that_failed_is_shown_with_reason_and_cure(
+    pages: FlaskClient, ledger: Ledger
+) -> None:
+    shared = load_settings(CONFIG).shared
+    for name in ("pacs", "other"):
+        pacs = Destination(name=name, aet="PACS", host="127.0.0.1")
+        shared = replace(shared, destinations=(*shared.destinations, pacs))
+    write_shared(ledger, shared)
+    key = add_job(ledger)
+    assert pages.get(f"/segnode/jobs/{key}").text.count("It waits for the sender") == 2
+    deliveries = DeliveryLedger(ledger, "s1", Limits())
+    held = deliveries.claim("pacs")
+    assert held is not None
+    deliveries.failed(held, PeerRefused("It refused <b>it</b>."), Taken(objects=2, bytes=9))
+    away = deliveries.claim("other")
+    assert away is not None
+    deliveries.failed(away, PeerUnavailable("It is away."), Taken())
+    text = pages.get(f"/segnode/jobs/{key}").text
+    assert "<strong>object-refused</strong>: It refused &lt;b&gt;it&lt;/b&gt;." in text
+    assert f"<code>segnode retry {key[:12]}</code> tries again" in text
+    assert "It is away. Next try at <time" in " ".join(text.split())
+    assert "1 delivery to other archives failed" in pages.get("/segnode/").text
 
 
 def test_fifty_jobs_make_a_page(pages: FlaskClient, ledger: Ledger) -> None:

@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import redis
@@ -18,12 +19,14 @@ from segnode_cli.node import CONFIG, FREE_BYTES, VIEWER, read_environment
 from segnode_cli.servers import program
 from segnode_cli.show import console, say
 from segnode_cli.supervise import check_programs
+from segnode_contract.destination import Destination
 from segnode_contract.errors import SegnodeError, SetupError
 from segnode_contract.ledger import Ledger, LedgerView
 from segnode_contract.settings import MODELS, load_settings
 from segnode_models.registry import offer_of
 from segnode_models.trust import pinned_models
 from segnode_worker.archive import trust_in
+from segnode_worker.receivers import receiver_of
 from segnode_worker.sandbox import why_not
 
 _SILENT_S = 60.0
@@ -53,9 +56,22 @@ def examine(data: Path) -> bool:
             "DICOM": lambda: _dicom(known),
             "processes": lambda: _processes(data),
             "worker": lambda: _worker(known),
-        }
+        } | _destinations(known)
     failed = [name for name, check in checks.items() if not _report(name, check)]
     return not failed
+
+
+def _destinations(known: dict[str, str]) -> dict[str, Check]:
+    """Return a check for each destination that the settings name."""
+    try:
+        settings = load_settings(Path(known["SEGNODE_CONFIG"]))
+    except SegnodeError:
+        return {}  # the check of the settings says so
+
+    def check(one: Destination) -> str:
+        return receiver_of(one, settings.dicom.aet, known).check()
+
+    return {f"to {one.name}": partial(check, one) for one in settings.destinations}
 
 
 def _models(data: Path) -> str:

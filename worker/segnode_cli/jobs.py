@@ -1,4 +1,4 @@
-"""`segnode jobs`, `segnode job`, `segnode retry` and `segnode cancel`."""
+"""`segnode jobs`, `segnode job`, `segnode deliveries`, `segnode retry` and `segnode cancel`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from segnode_cli.node import node_variables, read_environment
 from segnode_cli.show import console, say
 from segnode_contract.errors import SetupError
 from segnode_contract.findings import Findings
-from segnode_contract.job import OPEN_STATES, RETRIED
+from segnode_contract.job import OPEN_STATES, RETRIED, JobState
 from segnode_contract.ledger import ActLedger, Ledger, LedgerView
-from segnode_contract.ledger.view import JobRow
+from segnode_contract.ledger.view import DeliveryRow, JobRow
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def ledger_of(data: Path) -> Iterator[Ledger]:
 def print_jobs(data: Path, as_json: bool) -> None:
     """Print the newest jobs."""
     with view_of(data) as view:
-        rows = view.jobs()
+        rows, failed = view.jobs(), view.failed_deliveries()
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
@@ -61,6 +61,27 @@ def print_jobs(data: Path, as_json: bool) -> None:
         images = str(row.instance_count)
         table.add_row(row.key[:12], row.state, row.model, row.route, images, created, said)
     console.print(table if rows else "No job yet; send a study with `segnode send FOLDER`.")
+    if failed:
+        what = "1 delivery" if failed == 1 else f"{failed} deliveries"
+        say(f"{what} to other archives failed; `segnode deliveries` says which, and why.")
+
+
+def print_deliveries(data: Path, as_json: bool) -> None:
+    """Print the deliveries that are not done."""
+    with view_of(data) as view:
+        rows = view.deliveries()
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    whole = [Column(name, no_wrap=True) for name in ("job", "to", "state", "tries")]
+    table = Table(*whole, "last", "what happened")
+    for row in rows:
+        said = f"{row.error_code}: {row.error_sentence}" if row.error_code else ""
+        last = datetime.fromtimestamp(row.updated_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(row.job_key[:12], row.destination, row.state, str(row.attempts), last, said)
+    console.print(table if rows else "Nothing waits to be sent on, and nothing failed.")
+    if rows:
+        say("`segnode retry KEY` tries a job's deliveries again at once.")
 
 
 def show_job(data: Path, key: str, as_json: bool) -> None:
@@ -94,6 +115,8 @@ def show_job(data: Path, key: str, as_json: bool) -> None:
             for s in run.stages
         )
         console.print(f"run {run.epoch} by {run.worker}: {run.outcome or 'going on'}; {times}")
+    for delivery in job.deliveries:
+        console.print(_delivery(delivery), markup=False, highlight=False)
     for event in job.events:
         at = datetime.fromtimestamp(event.at, UTC).strftime("%H:%M:%S")
         console.print(f"{at} {event.kind} by {event.actor} {event.detail}", markup=False)
@@ -113,25 +136,40 @@ def _findings(row: JobRow, names: Mapping[int, str]) -> Iterator[str]:
         yield f"{names.get(withheld.segment, withheld.segment)} is left out: {withheld.reason}"
 
 
+def _delivery(row: DeliveryRow) -> str:
+    """Return how one delivery stands, in a line."""
+    tries = f"{row.attempts} {'try' if row.attempts == 1 else 'tries'}"
+    said = f"to {row.destination}: {row.state}, {tries}"
+    if row.objects is not None:
+        said += f", {row.objects} objects taken"
+    if row.note:
+        said += f" ({row.note})"
+    return f"{said}; {row.error_code}: {row.error_sentence}" if row.error_code else said
+
+
 def actor() -> str:
     """Return who acts, for the history."""
     return f"command line, {getpass.getuser()}"
 
 
 def retry_jobs(data: Path, keys: Sequence[str]) -> None:
-    """Queue jobs that ended without a result again; who asked is recorded.
+    """Queue jobs that ended without a result again, and deliveries that did not arrive.
+
+    Who asked is recorded.
 
     Raises
     ------
     SetupError
-        If a key begins no single job, or that of one that has not failed; none is retried then.
+        If a key begins no single job, or that of one of which nothing failed; none is retried then.
     """
     with ledger_of(data) as ledger:
         view, acts = LedgerView(ledger), ActLedger(ledger)
         whole = [_retryable(view, key) for key in keys]
         for key in whole:
-            acts.retry(key, actor())
-            say(f"job {key[:12]} is queued again")
+            if acts.retry(key, actor()):
+                say(f"job {key[:12]} is queued again")
+            for name in acts.send_again(key, actor()):
+                say(f"the result of job {key[:12]} is sent to {name} again")
 
 
 def cancel_jobs(data: Path, keys: Sequence[str]) -> None:
@@ -169,9 +207,10 @@ def _retryable(view: LedgerView, key: str) -> str:
     job = view.job(key)
     if job is None:
         raise SetupError(f"No single job's key begins with '{key}'; see `segnode jobs`.")
-    if job.row.state not in RETRIED:
+    unsent = any(delivery.state != JobState.DONE for delivery in job.deliveries)
+    if job.row.state not in RETRIED and not (job.row.state == JobState.DONE and unsent):
         raise SetupError(
             f"Job {job.row.key[:12]} is {job.row.state}; only jobs that are "
-            f"{', '.join(RETRIED)} are retried."
+            f"{', '.join(RETRIED)} are retried, and results that did not reach a destination."
         )
     return job.row.key

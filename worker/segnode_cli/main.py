@@ -15,7 +15,7 @@ from segnode_cli.demo import run_demo, run_node
 from segnode_cli.doctor import examine
 from segnode_cli.explain import print_explanation
 from segnode_cli.explain import replay as replay_studies
-from segnode_cli.jobs import cancel_jobs, print_jobs, retry_jobs, show_job
+from segnode_cli.jobs import cancel_jobs, print_deliveries, print_jobs, retry_jobs, show_job
 from segnode_cli.models.add import add_model
 from segnode_cli.models.show import print_models, remove_model, show_model
 from segnode_cli.node import CONFIG
@@ -103,7 +103,7 @@ def segment(
     data: DataOption = DATA,
 ) -> None:
     """Run the worker's own pipeline on the files of one series, without a server."""
-    print(segment_folder(path, model, out, load_settings(config).models, data))
+    print(segment_folder(path, model, out, load_settings(config), data))
 
 
 @app.command()
@@ -120,8 +120,14 @@ def job(key: str, data: DataOption = DATA, as_json: JsonOption = False) -> None:
 
 @app.command()
 def retry(keys: list[str], data: DataOption = DATA) -> None:
-    """Queue jobs again that failed or are dead."""
+    """Queue jobs again that failed or are dead; send again what a destination did not take."""
     retry_jobs(data, keys)
+
+
+@app.command()
+def deliveries(data: DataOption = DATA, as_json: JsonOption = False) -> None:
+    """List results that other archives have not got yet, and why."""
+    print_deliveries(data, as_json)
 
 
 @app.command()

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from segnode_contract.errors import SettingsError, SetupError
@@ -36,6 +36,8 @@ class Node:
     dicom_port: int
     redis_port: int
     passwords: Mapping[str, str]
+    logins: Mapping[str, str] = field(default_factory=dict)
+    """Variables with users and passwords of destinations."""
 
     @property
     def url(self) -> str:
@@ -55,7 +57,8 @@ class Node:
         return name, self.passwords[name]
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that plugin and worker read; no person's password is among them."""
+        """Return the variables that plugin, worker and sender read; no password of a person at this
+        node is among them."""
         redis = f"redis://:{self.passwords[_BROKER]}@127.0.0.1:{self.redis_port}/0"
         user, password = self.login("worker")
         return {
@@ -72,6 +75,7 @@ class Node:
             "SEGNODE_HTTP_PORT": str(self.http_port),
             "SEGNODE_DICOM_PORT": str(self.dicom_port),
             "SEGNODE_REDIS_PORT": str(self.redis_port),
+            **self.logins,
         }
 
 
@@ -105,6 +109,7 @@ def prepare(
             name: known.get(_variable(name)) or secrets.token_urlsafe(18)
             for name in (*(user.name for user in settings.users), _BROKER)
         },
+        logins=_logins(settings, known),
     )
     if node.http_port == node.dicom_port:
         raise SetupError(f"HTTP and DICOM cannot both have port {http_port}; name another for one.")
@@ -184,6 +189,16 @@ def _make_folders(data: Path) -> None:
             f"The disk of {data} has {free >> 20} MB left, {FREE_BYTES >> 20} MB are needed; "
             "make room, or name a folder on another disk with --data."
         )
+
+
+def _logins(settings: Settings, known: Mapping[str, str]) -> dict[str, str]:
+    """Return the users and passwords of destinations: this shell's, or those of last time."""
+    found: dict[str, str] = {}
+    for destination in settings.destinations:
+        given = os.environ if any(map(os.environ.get, destination.variables)) else known
+        destination.login(given)  # one without the other is no login
+        found |= {name: given[name] for name in destination.variables if given.get(name)}
+    return found
 
 
 def _variable(name: str) -> str:

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pynetdicom import AE, evt
-from pynetdicom.association import Association
-from pynetdicom.presentation import build_context
 from rich.progress import track
 
 from segnode_cli.node import read_environment
 from segnode_cli.show import console, say
-from segnode_contract.errors import SetupError
+from segnode_contract.errors import PeerRefused, PeerUnavailable, SetupError
+from segnode_worker.dicom_link import Link, Peer, associated
+
+__all__ = ["CALLING", "Peer", "Sent", "dicom_files", "parse_peer", "send_paths"]
 
 CALLING = "SEGNODE_SEND"
-_MOST_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers from 1 to 255
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    aet: str
-    host: str
-    port: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +77,9 @@ def send_paths(paths: Sequence[Path], peer: Peer) -> Sent:
     Raises
     ------
     SetupError
-        If there is nothing to send, or the peer does not take the association.
+        If there is nothing to send, or the peer took nothing.
+    PeerUnavailable, PeerRefused
+        If the peer does not take the association, or none of the objects' SOP classes.
     """
     files = dicom_files(paths)
     headers = {file: _header(file) for file in files}
@@ -98,10 +90,9 @@ def send_paths(paths: Sequence[Path], peer: Peer) -> Sent:
             if h
         }
     )
-    link = _associate(peer, kinds[:_MOST_CONTEXTS])
     stored, refused, studies = 0, 0, set[str]()
     series = set[str]()
-    try:
+    with associated(peer, CALLING, kinds) as link:
         for file in track(files, "sending", console=console):
             reason = _store(link, file)
             if reason is None:
@@ -111,9 +102,6 @@ def send_paths(paths: Sequence[Path], peer: Peer) -> Sent:
             else:
                 refused += 1
                 say(f"{file.name} was not sent: {reason}")
-    finally:
-        if link.is_established:
-            link.release()
     if not stored:
         raise SetupError(f"{peer.aet} took none of the {len(files)} files; see the lines above.")
     return Sent(
@@ -124,63 +112,14 @@ def send_paths(paths: Sequence[Path], peer: Peer) -> Sent:
     )
 
 
-def _associate(peer: Peer, kinds: Iterable[tuple[str, str]]) -> Association:
-    entity = AE(ae_title=CALLING)
-    entity.requested_contexts = [build_context(sop_class, syntax) for sop_class, syntax in kinds]
-    link = entity.associate(
-        peer.host, peer.port, ae_title=peer.aet, evt_handlers=[(evt.EVT_CONN_OPEN, _at_once)]
-    )
-    if link.is_established:
-        _keep_answers(link)
-        return link
-    where = f"{peer.aet} at {peer.host}:{peer.port}"
-    if link.is_rejected:
-        raise SetupError(
-            f"{where} refused the association; it must know our AE title {CALLING}, and its own "
-            f"must be {peer.aet}."
-        )
-    raise SetupError(f"{where} does not answer; is it running, and are host and port right?")
-
-
-def _keep_answers(link: Association) -> None:
-    """Give back answers that pynetdicom's own thread takes by mistake.
-
-    `send_c_store` has that thread pause, and can take an earlier pause for the one that it asked
-    for (3.0.4). The thread then drops the answer as unexpected, and the sender waits for half a
-    minute and gives up.
-    """
-    serve = link._serve_request
-
-    def kept(message: Any, context_id: int) -> None:
-        if message.is_valid_request:
-            serve(message, context_id)
-        else:
-            link.dimse.msg_queue.put((context_id, message))
-
-    vars(link)["_serve_request"] = kept
-
-
-def _at_once(event: evt.Event) -> None:
-    """Send each part of a message as it comes: the peer acknowledges it 40 ms late (Nagle)."""
-    transport = event.assoc.dul.socket
-    if transport is not None and transport.socket is not None:
-        transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _store(link: Association, file: Path) -> str | None:
-    if not link.is_established:
-        return "the connection was lost"
+def _store(link: Link, file: Path) -> str | None:
     try:
-        status = link.send_c_store(pydicom.dcmread(file))
+        link.store(pydicom.dcmread(file))
+    except (PeerRefused, PeerUnavailable) as error:
+        return error.sentence
     except (ValueError, AttributeError, OSError) as error:
-        # no accepted presentation context, or not to be encoded
-        return (
-            f"{type(error).__name__}, no presentation context was accepted for it or it is broken"
-        )
-    if "Status" not in status:
-        return "no answer came"
-    code = int(status.Status)
-    return None if code == 0 or code & 0xF000 == 0xB000 else f"status 0x{code:04X}"
+        return f"{type(error).__name__}, it is broken"
+    return None
 
 
 def _header(file: Path) -> Dataset | None:

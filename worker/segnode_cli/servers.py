@@ -12,6 +12,9 @@ from typing import Any
 
 from segnode_cli.node import CONFIG, ROOT, Node, write_secret
 
+SENDER = "sender"
+"""Supervisor's name of the process that sends results on, where a node has destinations."""
+
 
 def write_settings(node: Node, programs: Mapping[str, str], workers: int, sockets: Path) -> Path:
     """Write all three files, for their owner's eyes only, and return supervisor's.
@@ -91,6 +94,7 @@ def supervisor_settings(
     celery = [program("celery"), "-A", "segnode_worker.app", "worker", "--queues", lanes]
     celery += ["--concurrency", str(workers), "--pool", "prefork", "--loglevel", "WARNING"]
     celery += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    sender = [sys.executable, "-m", "segnode_worker.sender"]
     served = zip(worker_names(), gpus() or [""], strict=True)
     data, here = _escaped(node.data), _escaped(sockets)
     user = f"user={os.getuid()}" if os.getuid() == 0 else ""
@@ -128,6 +132,10 @@ serverurl=unix://{here}/supervisor.sock
                     gpu=gpu,
                 )
                 for name, gpu in served
+            ),
+            *(
+                _program(node.data, SENDER, sender, priority=40, at_once=False)
+                for _ in node.settings.destinations[:1]
             ),
         )
     )

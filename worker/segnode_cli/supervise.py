@@ -20,7 +20,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from segnode_cli.health import pages_answer, redis_answers, workers_answer
 from segnode_cli.node import Node, keep
-from segnode_cli.servers import program, worker_names, write_settings
+from segnode_cli.servers import SENDER, program, worker_names, write_settings
 from segnode_contract.errors import SetupError
 
 ORTHANC = ("Orthanc", "/usr/sbin/Orthanc")
@@ -81,6 +81,10 @@ class Supervised:
                 )
             time.sleep(0.2)
 
+    def runs(self, name: str) -> bool:
+        """Return whether a process has stayed up since it was started."""
+        return self._state(name)[0] == "RUNNING"
+
     def _state(self, name: str) -> tuple[str, int]:
         """Return supervisor's word for a process, and when it was last started (Unix seconds)."""
         try:
@@ -123,6 +127,10 @@ def running(node: Node, workers: int, say: Callable[[str], None]) -> Iterator[Su
                 supervised.start(name)
             for number, name in enumerate(names, 1):
                 supervised.await_answer(name, partial(workers_answer, node, started, number))
+            if node.settings.destinations:
+                say("starting the sender")
+                supervised.start(SENDER)
+                supervised.await_answer(SENDER, lambda: supervised.runs(SENDER))
             yield supervised
 
 

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 
 from flask import Blueprint, Response, abort, jsonify, render_template, request
 
+from segnode_contract.findings import Findings
 from segnode_contract.job import OPEN_STATES, JobState
 from segnode_contract.ledger import LedgerView
+from segnode_plugin.web.measured import table_of
 from segnode_plugin.web.timing import bars, duration, iso, total_s
 
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -19,8 +21,6 @@ _LAST_PAGE = 100_000
 _SILENT_S = 90.0
 """A worker speaks more often than this."""
 _LACKS = {"ready": "does not offer every model"}
-_UNITS = {"[hnsf'U]": "HU"}
-"""UCUM as people write it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,6 @@ def job_pages(view: LedgerView, describe: Describe, trouble: Callable[[], str]) 
     pages.add_app_template_filter(iso)
     pages.add_app_template_filter(duration)
     pages.add_app_template_filter(total_s)
-    pages.add_app_template_filter(lambda unit: _UNITS.get(unit, unit), "unit")
     pages.add_app_template_global(bars)
 
     @pages.get("/", strict_slashes=False)
@@ -97,12 +96,21 @@ def _notices(view: LedgerView) -> list[str]:
     now = view.now()
     alive = [worker for worker in view.workers() if now - worker.seen_at < _SILENT_S]
     if not alive:
-        return ["No worker says that it lives; jobs wait until one does."]
-    return [
+        return ["No worker says that it lives; jobs wait until one does.", *_unsent(view)]
+    said = [
         f"Worker {worker.name} {_LACKS.get(worker.state, 'takes no jobs')}: {worker.detail}"
         for worker in alive
         if worker.detail
     ]
+    return said + _unsent(view)
+
+
+def _unsent(view: LedgerView) -> list[str]:
+    count = view.failed_deliveries()
+    if not count:
+        return []
+    what = "1 delivery" if count == 1 else f"{count} deliveries"
+    return [f"{what} to other archives failed; `segnode deliveries` says which, and why."]
 
 
 def _job(view: LedgerView, describe: Describe, key: str) -> str:
@@ -112,14 +120,18 @@ def _job(view: LedgerView, describe: Describe, key: str) -> str:
     job = found.row
     card = view.card(job.model, job.model_digest)
     first = view.job(job.builds_on) if job.builds_on else None
+    findings = Findings.from_json(job.findings) if job.findings else Findings()
+    names = {segment.number: segment.label for segment in card.segments} if card else {}
     return render_template(
         "job.html",
         job=job,
         first=first.row if first else None,
         runs=found.runs,
         events=found.events,
+        deliveries=found.deliveries,
         words=describe(job.study_uid),
-        names={segment.number: segment.label for segment in card.segments} if card else {},
+        found=table_of(findings, names),
+        limitations=findings.limitations,
         now=view.now(),
     )
 

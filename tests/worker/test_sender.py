@@ -1,0 +1,208 @@
+"""The sender tells the ledger how each delivery ended, whatever happens to it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from segnode_contract.destination import Destination
+from segnode_contract.errors import PeerUnavailable
+from segnode_contract.ledger import DeliveryLedger, Ledger, LedgerView, write_shared
+from segnode_contract.ledger.view import DeliveryRow
+from segnode_contract.settings import Background, Connections, Limits, Node, Shared
+from segnode_worker import sender
+from segnode_worker.delivery import Road
+from segnode_worker.receivers import Took
+from segnode_worker.sender import Courier
+
+from ..plugin.rows import finish_job, queue_job
+from .peers import seg
+
+LIMITS = Limits(back_off_s=(0.05,), lease_s=0.3)
+PACS = Destination(name="pacs", aet="PACS", host="127.0.0.1", port=1)
+SHARED = Shared(node=Node(name="n"), limits=LIMITS, background=Background(), destinations=(PACS,))
+
+
+class Shelf:
+    """An archive that has every result."""
+
+    def fetch_series(self, study_uid: str, series_uid: str) -> list[bytes]:
+        return []
+
+    def fetch_instance(self, study_uid: str, series_uid: str, instance_uid: str) -> bytes | None:
+        return seg()
+
+    def store(self, study_uid: str, data: object) -> None: ...
+
+
+class Scripted:
+    """A destination to which one thing after another happens, then nothing but good."""
+
+    def __init__(self, *happens: Callable[[], None]) -> None:
+        self._happens = list(happens)
+        self.calls = 0
+
+    def send(self, study_uid: str, batch: list[bytes], took: Took) -> None:
+        self.calls += 1
+        if self._happens:
+            self._happens.pop(0)()
+        for data in batch:
+            took(len(data), "")
+
+    def check(self) -> str:
+        return ""
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
+    ledger.migrate()
+    write_shared(ledger, SHARED)
+    yield ledger
+    ledger.close()
+
+
+def raises(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+@contextmanager
+def courier(
+    ledger: Ledger, inbox: Scripted, stop: threading.Event | None = None
+) -> Iterator[Courier]:
+    stop = stop or threading.Event()
+    road = Road(archive=Shelf(), receiver=inbox, destination=PACS)  # type: ignore[arg-type] # tests'
+    runs = Courier(road, DeliveryLedger(ledger, "s1", LIMITS), LIMITS, stop)
+    runs.thread.start()
+    try:
+        yield runs
+    finally:
+        stop.set()
+        runs.thread.join()
+
+
+def row(ledger: Ledger, key: str) -> DeliveryRow:
+    [found] = LedgerView(ledger).deliveries(key)
+    return found
+
+
+def awaited(ledger: Ledger, key: str, state: str) -> DeliveryRow:
+    deadline = time.monotonic() + 60
+    while (found := row(ledger, key)).state != state:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
+
+
+def let_go(ledger: Ledger) -> None:
+    """Wait until no sender holds the delivery."""
+    held = "select count(*) from delivery where lease_until is not null"
+    deadline = time.monotonic() + 60
+    while True:
+        with ledger.read() as connection:
+            if connection.exec_driver_sql(held).scalar_one() == 0:
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def finished(ledger: Ledger) -> str:
+    key = queue_job(ledger)
+    finish_job(ledger)
+    return key
+
+
+def test_what_is_away_at_first_arrives(sqlite: Ledger) -> None:
+    key, inbox = finished(sqlite), Scripted(*[raises(PeerUnavailable("It is away."))] * 2)
+    with courier(sqlite, inbox):
+        found = awaited(sqlite, key, "done")
+    assert (found.attempts, inbox.calls) == (3, 3)
+
+
+def test_a_fault_of_ours_is_recorded_without_its_text(
+    sqlite: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = finished(sqlite)
+    with caplog.at_level(logging.INFO), courier(sqlite, Scripted(raises(KeyError("DOE^JOHN")))):
+        found = awaited(sqlite, key, "failed")
+    assert found.error_code == "internal"
+    assert "KeyError at test_sender.py" in (found.error_sentence or "")
+    assert "DOE" not in f"{found} {caplog.text} {[vars(record) for record in caplog.records]}"
+
+
+def test_a_slow_destination_keeps_its_lease(sqlite: Ledger) -> None:
+    key, inbox = finished(sqlite), Scripted(lambda: time.sleep(1.5))
+    with courier(sqlite, inbox):
+        awaited(sqlite, key, "sending")
+        other = DeliveryLedger(sqlite, "s2", LIMITS)
+        while row(sqlite, key).state == "sending":
+            assert other.claim("pacs") is None
+            time.sleep(0.05)
+        assert awaited(sqlite, key, "done").attempts == 1
+    assert inbox.calls == 1
+
+
+def test_a_sender_that_is_asked_to_stop_hands_back(sqlite: Ledger) -> None:
+    key, stop = finished(sqlite), threading.Event()
+    with courier(sqlite, Scripted(stop.set), stop) as asked:
+        asked.thread.join(60)
+    with sqlite.read() as connection:
+        [left] = connection.exec_driver_sql("select state, lease_until, attempts from delivery")
+    assert tuple(left) == ("waiting", None, 0)
+    with courier(sqlite, Scripted()):
+        assert awaited(sqlite, key, "done").objects == 1
+
+
+def test_a_job_that_is_superseded_meanwhile_is_left(sqlite: Ledger) -> None:
+    key, seen = finished(sqlite), threading.Event()
+
+    def supersede() -> None:
+        with sqlite.write() as connection:
+            connection.exec_driver_sql("update job set state = 'superseded'")
+        assert seen.wait(60)
+
+    def lost() -> None:
+        while all(thread.name != "beat" for thread in threading.enumerate()):
+            time.sleep(0.01)
+        while any(thread.name == "beat" for thread in threading.enumerate()):
+            time.sleep(0.01)
+        seen.set()
+
+    with courier(sqlite, Scripted(supersede)):
+        lost()
+        let_go(sqlite)
+    found = row(sqlite, key)
+    assert (found.state, found.objects) == ("superseded", None)
+
+
+def test_other_settings_start_it_anew(sqlite: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "_SETTINGS_S", 0.05)
+    stop = threading.Event()
+    connections = Connections(
+        data=Path(),
+        ledger_url=str(sqlite.engine.url),
+        broker_url="",
+        archive_url="http://127.0.0.1:1/dicom-web",
+        archive_user="",
+        archive_password="",
+    )
+    thread = threading.Thread(target=sender.run, args=(connections, stop))
+    thread.start()
+    time.sleep(0.5)
+    assert thread.is_alive()
+    write_shared(sqlite, replace(SHARED, destinations=()))
+    thread.join(20)
+    ended = not thread.is_alive()
+    stop.set()
+    thread.join()
+    assert ended
