@@ -118,6 +118,7 @@ def make_result(
         if content is not None:
             check_content(fetched.every_file, content)
         every = stack_inputs(fetched, card)
+    del fetched  # as large as the volume, and needed no more
     digest = digest_of(every)
     parts: list[Made] = []
     while every:  # each is let go when it is done
