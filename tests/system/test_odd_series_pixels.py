@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from datetime import datetime
 from io import BytesIO
 
@@ -17,6 +16,7 @@ from pydicom import Dataset, dcmread
 from segnode_cli.ct_series import as_file
 from segnode_contract.card import Card, parse_card
 from segnode_contract.findings import Findings
+from segnode_contract.form import Form
 from segnode_worker.inputs import Fetched
 from segnode_worker.result import make_result
 from segnode_worker.segmentation import ResultIdentity
@@ -83,32 +83,55 @@ def series(
 ) -> Iterator[Sequence[Dataset]]:
     """The images, which the archive has, and their segmentation too."""
     images: list[Dataset] = request.param()
+    give(orthanc_with_viewer, images, Form.BINARY)
+    yield images
+    orthanc_with_viewer.say([])
+
+
+def give(node: ViewerNode, images: Sequence[Dataset], form: Form) -> None:
+    """Store images and the segmentation that is made of them, and let the ledger name it."""
     for image in images:
         image.WindowCenter, image.WindowWidth = 500, 2000
-        orthanc_with_viewer.upload(image)
-    card = parse_card(CARD, where="the ball's card")
+        node.upload(image)
     made = make_result(
         Fetched(files=[as_file(image) for image in images]),
-        card=replace(card),
+        card=parse_card(CARD, where="the ball's card"),
         models=Threshold(),
         identity=ResultIdentity(
-            job_key=images[0].SOPInstanceUID, model_digest="cd" * 32, node_id="node-1"
+            job_key=images[0].SOPInstanceUID, model_digest="cd" * 32, node_id="node-1", form=form
         ),
         made_at=datetime(2026, 2, 3),
         stage=lambda _: nullcontext(),
         keep=in_memory,
     )
     seg = dcmread(BytesIO(bytes(made.objects[0].data)))
-    orthanc_with_viewer.upload(seg)
+    node.upload(seg)
     overlay = {
         "series_uid": images[0].SeriesInstanceUID,
         "seg_series_uid": seg.SeriesInstanceUID,
         "model": "ball",
         "description": seg.SeriesDescription,
     }
-    orthanc_with_viewer.say([overlay])
-    yield images
-    orthanc_with_viewer.say([])
+    node.say([overlay])
+
+
+@pytest.mark.parametrize("form", Form)
+def test_a_result_without_a_voxel_is_listed_and_stops_nothing(
+    viewer: Viewer, orthanc_with_viewer: ViewerNode, form: Form
+) -> None:
+    images = ball_series(corners(EVEN), seed=f"ohif empty {form}")
+    for image in images:
+        image.PixelData = (np.frombuffer(image.PixelData, "<u2") * 0 + 1064).tobytes()
+    give(orthanc_with_viewer, images, form)
+    viewer.open_study(images[0].StudyInstanceUID)
+    viewer.wait_for_image()
+    assert viewer.segment_names()[-1].endswith("Ball")
+    viewer.scroll_to(float(images[0].ImagePositionPatient[2]))
+    viewer.page.wait_for_timeout(300)
+    assert not coloured(viewer.wait_for_image()).any()
+    viewer.screenshot(f"empty-{form}")
+    assert viewer.errors == []
+    assert viewer.failed == []
 
 
 def middle_of(picture: Picture) -> tuple[float, float]:

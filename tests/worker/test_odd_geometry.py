@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from io import BytesIO
+from pathlib import Path
 
 import highdicom as hd
 import numpy as np
@@ -40,6 +42,7 @@ from .odd_series import (
     truth,
 )
 
+DCIODVFY = Path("/usr/bin/dciodvfy")
 EVEN = np.arange(-36.0, 37.0, 4.0)
 UNEVEN = np.array([-36.0, -31, -27, -23, -19, -16.5, -14, -11, -7, -3, 0, 3, 7, 10, 14, 17, 21, 26])
 GAP = np.delete(EVEN, [9, 10])
@@ -133,6 +136,19 @@ def test_the_volume_is_that_of_the_ball(
     made = segmented(ball_series(positions, axes), card)
     [volume] = [m.value for m in made.findings.measurements if (m.segment, m.name) == (1, "Volume")]
     assert volume == pytest.approx(4 / 3 * np.pi * RADIUS_MM**3 / 1000, rel=0.05)
+
+
+@pytest.mark.parametrize("name", [*SERIES, "frames"])
+def test_dciodvfy_finds_no_error_in_seg_or_report(name: str, card: Card, tmp_path: Path) -> None:
+    if not DCIODVFY.exists():
+        pytest.skip("dciodvfy is not installed; `make test` installs it (dicom3tools)")
+    series = ball_series(*SERIES.get(name, (corners(EVEN), AXIAL)))
+    made = segmented([enhanced(series)] if name == "frames" else series, card)
+    for each in made.objects:
+        (tmp_path / each.role).write_bytes(each.data)
+        command = [DCIODVFY, "-new", tmp_path / each.role]
+        said = subprocess.run(command, check=False, capture_output=True)
+        assert b"Error" not in said.stdout + said.stderr, each.role
 
 
 def test_what_was_interpolated_is_said_with_its_values(card: Card) -> None:
