@@ -34,6 +34,8 @@ from segnode_cli.ct_series import as_file, ct_series
 from segnode_contract.errors import PermanentError
 from segnode_worker.stack import Stack, stack_series
 
+from .odd_series import enhanced
+
 SEED = os.environ.get("SEGNODE_FUZZ", "")
 FLIPS, CHANGES = (5000, 2000) if SEED else (1000, 400)
 HANG_S = 30
@@ -62,7 +64,7 @@ KINDS = ("CS", "DS", "IS", "UI", "LO", "PN", "US", "SS", "FD", "OB", "OW", "SQ",
 
 @pytest.fixture(scope="module")
 def seeds(request):
-    """Ten short series in as many encodings: files, modality."""
+    """Twelve short series in as many encodings: files, modality."""
     hu = np.full((4, 40, 40), -1000, np.int16)
     hu[1:, 5:30, 8:30] = np.random.default_rng(5).integers(-50, 1000, (3, 25, 22))
 
@@ -83,6 +85,9 @@ def seeds(request):
     for image in mr:
         image.Modality, image.SOPClassUID = "MR", "1.2.840.10008.5.1.4.1.1.4"
         image.ReferencedStudySequence = [Dataset()]
+    frames, packed = enhanced(made()), enhanced(made())
+    packed.compress(RLELossless, generate_instance_uid=False)
+    files += [([as_file(whole)], "CT") for whole in (frames, packed)]
     return [*files, ([as_file(image) for image in mr], "MR")]
 
 
@@ -203,7 +208,7 @@ def run(seeds, mutate, count, name):
 
 
 def test_seeds_are_volumes(seeds):
-    assert len(seeds) == 10
+    assert len(seeds) == 12
     for files, modality in seeds:
         assert ends(files, modality).startswith("a volume")
 
