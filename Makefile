@@ -43,7 +43,9 @@ bench: setup
 	@.venv/bin/python tests/bench/deciding.py
 	@.venv/bin/python -m tests.bench.throughput
 	@.venv/bin/python tests/bench/backlog.py
+	@.venv/bin/python -m tests.bench.fetch
 	@.venv/bin/python -m tests.bench.side_by_side
+	@.venv/bin/python -m tests.bench.writers
 
 load: setup
 	@.venv/bin/python tests/bench/load.py

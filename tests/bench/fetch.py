@@ -32,6 +32,8 @@ from segnode_cli.show import say
 from segnode_cli.supervise import running
 from segnode_contract.settings import load_settings
 
+from .measured import add_rows, row
+
 RUNS = int(os.environ.get("RUNS", "5"))
 SHAPE = (600, 512, 512)
 SPACING_MM = (0.6, 0.7, 0.7)
@@ -99,26 +101,14 @@ def _report(said: Mapping[str, Sequence[Said]]) -> None:
         times = {step: [one[step] for one in runs] for step in STEPS}
         shown = [f"{statistics.median(t):.2f} ({min(t):.2f}-{max(t):.2f})" for t in times.values()]
         table.add_row(tool, *shown, f"{peak_mb:.0f}", f"{peak_mb / VOLUME_MB:.2f}")
-        rows += [
-            {
-                "step": step,
-                "tool": tool,
-                "seconds": statistics.median(times[step]),
-                "peak_mb": peak_mb,
-                "n": len(runs),
-            }
-            for step in STEPS[:2]
-        ]
+        rows += [row(step, tool, times[step], peak_mb) for step in STEPS[:2]]
     console.print(table)
     ours = said["segnode"]
     for tool in list(said)[1:]:
         ratios = [b["both"] / a["both"] for a, b in zip(ours, said[tool], strict=True)]
         console.print(f"{tool}: {statistics.median(ratios):.2f} times as long as segnode")
     console.print(f"{SHAPE}, {VOLUME_MB:.0f} MB of voxels, n={RUNS}")
-    if target := os.environ.get("BENCH_JSON"):
-        path = Path(target)
-        before = json.loads(path.read_text()) if path.exists() else []
-        path.write_text(json.dumps([*before, *rows], indent=2))
+    add_rows(rows)
 
 
 if __name__ == "__main__":

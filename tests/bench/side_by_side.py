@@ -32,6 +32,8 @@ from segnode_cli.supervise import running
 from segnode_contract.settings import load_settings
 from segnode_models.trust import pins_of, write_pins
 
+from .measured import add_rows, row
+
 RUNS = int(os.environ.get("RUNS", "3"))
 SHAPE = (300, 512, 512)
 SPACING_MM = (1.0, 0.7, 0.7)
@@ -115,22 +117,13 @@ def _report(seconds: dict[tuple[str, str], list[float]], peaks: dict[str, list[f
         table.add_row(step, *shown, f"{statistics.median(ratios):.1f}" if ratios else "-")
     table.add_row("peak MB", *(f"{max(peaks[tool]):.0f}" for tool in TOOLS), "")
     Console().print(table)
-    if target := os.environ.get("BENCH_JSON"):
-        path = Path(target)
-        rows = json.loads(path.read_text()) if path.exists() else []
-        names = {"encode": "encode-1", "chain": "chain-1", "second": "chain-1-warm"}
-        rows += [
-            {
-                "step": names.get(step, step),
-                "tool": tool,
-                "seconds": statistics.median(times),
-                "peak_mb": max(peaks[tool]),
-                "n": len(times),
-            }
+    add_rows(
+        [
+            row(f"unet-{step}", tool, times, max(peaks[tool]))
             for (tool, step), times in seconds.items()
             if times
         ]
-        path.write_text(json.dumps(rows, indent=2))
+    )
 
 
 if __name__ == "__main__":

@@ -83,11 +83,12 @@ def frames_of(labels: NDArray[np.uint8], card: Card, withheld: Collection[int]) 
     ModelFailed
         If there are voxels of a segment that the model says it left out.
     """
+    held = [[np.bincount(one.reshape(-1), minlength=256) for one in plane] for plane in labels]
     frames = [
         Frame(segment=segment, slice=number)
         for segment in card.segments
-        for number, values in enumerate(labels[segment.plane])
-        if (values == segment.value).any()
+        for number, counts in enumerate(held[segment.plane])
+        if counts[segment.value]
     ]
     for frame in frames:
         if frame.segment.number in withheld:

@@ -92,9 +92,11 @@ def _moments(
 def _labelled(
     values: NDArray[Any], labels: NDArray[np.uint8]
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64]]]:
-    """Give labels and values of each slice, cut to the box that holds a label."""
+    """Give labels and values of the voxels of each slice that have a label."""
     for value, label in zip(values, labels, strict=True):
-        rows, columns = (np.flatnonzero(label.any(axis=axis)) for axis in (1, 0))
-        if len(rows):
-            box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            yield label[box].astype(np.intp).reshape(-1), value[box].astype(np.float64).reshape(-1)
+        here = np.flatnonzero(label)
+        if here.size:
+            yield (
+                label.reshape(-1)[here].astype(np.intp),
+                value.reshape(-1)[here].astype(np.float64),
+            )

@@ -160,7 +160,10 @@ def _prove_frames(
 def _prove_complete(
     held: set[tuple[int, int]], labels: NDArray[np.uint8], shown: Mapping[int, Segment]
 ) -> None:
-    for number, segment in shown.items():
-        for slice_ in range(labels.shape[1]):
-            if (number, slice_) not in held and segment.value in labels[segment.plane, slice_]:
-                raise ProofFailed(f"Segment {number} lacks its voxels in slice {slice_ + 1}.")
+    numbers = {(segment.plane, segment.value): number for number, segment in shown.items()}
+    for plane, slices in enumerate(labels):
+        for slice_, values in enumerate(slices):
+            for value in np.flatnonzero(np.bincount(values.reshape(-1))).tolist():
+                number = numbers.get((plane, value))
+                if number is not None and (number, slice_) not in held:
+                    raise ProofFailed(f"Segment {number} lacks its voxels in slice {slice_ + 1}.")
