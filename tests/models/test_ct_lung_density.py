@@ -107,6 +107,8 @@ def test_measures_of_a_phantom_are_plausible(run, chest):
         ({"part": np.s_[25:55]}, "cover 90 mm"),
         ({"spacing_mm": (3.3, 3.0, 3.0)}, "3.3 mm thick"),
         ({"SliceThickness": "5"}, "5.0 mm thick"),
+        ({"SpacingBetweenSlices": "4.5"}, "4.5 mm thick"),
+        ({"Interpolated": "yes"}, "interpolated between tilted or uneven slices"),
         ({"part": np.s_[:50]}, "right lung is cut by the edge"),
         ({"part": np.s_[:, :, :75]}, "left lung"),
         ({"BodyPartExamined": "ABDOMEN"}, "other than the chest"),

@@ -152,6 +152,17 @@ def test_two_series_reach_the_model_voxel_upon_voxel(
     assert np.abs(difference[native <= -500]).max() < 1e-2
 
 
+def test_what_is_wrong_with_another_series_is_said_too(
+    series: list[Dataset], late: list[Dataset], card: Card
+) -> None:
+    for number, image in enumerate(late):
+        image.ImagePositionPatient[1] += 0.5 * number
+    fetched = Fetched(files=files(series), others={"late": files(late)}, role="native")
+    [inputs] = stack_inputs(fetched, two(card))
+    [said] = inputs.limitations
+    assert said.startswith("Series 'late': The slices are stacked 9.5 degrees aside")
+
+
 def test_the_digest_is_of_all_that_a_model_is_given(
     series: list[Dataset], late: list[Dataset], card: Card
 ) -> None:

@@ -19,7 +19,7 @@ from pydicom import Dataset, dcmread
 
 from segnode_cli.ct_series import as_file
 from segnode_contract.card import Card
-from segnode_contract.errors import UnsuitableSeries
+from segnode_contract.errors import BrokenInstance, UnsuitableSeries
 from segnode_contract.findings import Findings
 from segnode_contract.job import StageTimer
 from segnode_worker.inputs import Fetched
@@ -155,7 +155,7 @@ def test_what_was_interpolated_is_said_with_its_values(card: Card) -> None:
     tilted = segmented(ball_series(SERIES["a tilt of 18.5 degrees"][0]), card).findings
     assert tilted.limitations == (
         "The slices are stacked 18.5 degrees aside of their normal (gantry tilt); the model saw "
-        "them resampled without tilt.",
+        "them resampled.",
     )
     missing = segmented(ball_series(corners(GAP)), card).findings
     assert missing.limitations == (
@@ -264,3 +264,102 @@ def test_a_localizer_is_left_out_and_said(card: Card) -> None:
     assert made.findings.limitations == (
         "1 images of the series were not segmented: they are localizers.",
     )
+
+
+def test_directions_written_with_three_digits_are_good_enough(card: Card) -> None:
+    axes = np.array([[-0.649, -0.325, 0.688], [-0.011, -0.9, -0.435]])
+    normal = np.cross(*axes)
+    images = ball_series(corners(EVEN))
+    for place, image in enumerate(images):
+        image.ImageOrientationPatient = axes.reshape(-1).tolist()
+        image.ImagePositionPatient = [round(float(mm), 3) for mm in normal * 4.0 * place]
+    made = segmented(images, card)
+    assert made.findings.limitations == ()
+    seg = dcmread(BytesIO(made.objects[0].data))
+    plane = seg.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    assert [float(v) for v in plane.ImageOrientationPatient] == axes.reshape(-1).tolist()
+
+
+def test_the_order_of_files_does_not_change_what_was_seen() -> None:
+    images = ball_series(corners(EVEN))
+    for place, image in enumerate(images):
+        image.ImageOrientationPatient = [1, 0, 0, 0, 1, 1e-5 * place]
+    files = [as_file(image) for image in images]
+    assert stack_series(files).digest == stack_series(files[::-1]).digest
+
+
+def test_padding_is_not_mixed_into_tissue(card: Card) -> None:
+    images = ball_series(corners(EVEN, tilt_degrees=12))
+    for image in images:
+        values = np.frombuffer(image.PixelData, "<u2").reshape(48, 56).astype("<i2") - 1024
+        values[:9] = -3024
+        image.PixelData, image.PixelRepresentation = values.tobytes(), 1
+        image.RescaleIntercept = 0
+        image.add_new("PixelPaddingValue", "SS", -3024)
+    voxels = stack_series([as_file(image) for image in images]).volume.array
+    between = (voxels > -3024) & (voxels < OUTSIDE)
+    assert not between.any()
+
+
+def test_large_values_of_an_mr_are_kept(card: Card) -> None:
+    images = ball_series(corners(EVEN))
+    for image in images:
+        image.Modality, image.SOPClassUID = "MR", "1.2.840.10008.5.1.4.1.1.4"
+        image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+        image.PixelData = np.full((48, 56), 60000, "<u2").tobytes()
+        image.RescaleIntercept = 0
+    stack = stack_series([as_file(image) for image in images], modality="MR")
+    assert stack.volume.array.max() == 60000
+
+
+def test_slices_aside_of_each_other_are_no_tilt(card: Card) -> None:
+    images = ball_series(corners(EVEN))
+    images[4].ImagePositionPatient[0] += 3
+    [said] = segmented(images, card).findings.limitations
+    assert said.startswith("The slices lie up to 3.0 mm aside of each other, not on one line")
+    for image in images[:5]:
+        image.ImagePositionPatient[0] += 60
+    with pytest.raises(UnsuitableSeries) as refused:
+        segmented(images, card)
+    assert refused.value.code == "shifted-slices"
+
+
+def test_one_slice_without_a_thickness_says_what_its_volume_means(card: Card) -> None:
+    [image] = ball_series(corners([6.0]))
+    image.SliceThickness = None
+    made = segmented([image], replace(card, min_slices=1))
+    assert "no thickness" in made.findings.limitations[0]
+    seg = dcmread(BytesIO(made.objects[0].data))
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert "SpacingBetweenSlices" not in measures
+
+
+def test_a_smaller_stack_that_cannot_be_placed_is_said_and_the_other_segmented(card: Card) -> None:
+    good, bad = ball_series(corners(EVEN)), ball_series(corners(EVEN[:9], SAGITTAL), SAGITTAL, "x")
+    for image in bad:
+        image.SeriesInstanceUID = good[0].SeriesInstanceUID
+        image.StudyInstanceUID = good[0].StudyInstanceUID
+    bad[-1].ImagePositionPatient[0] -= 40  # along its normal
+    made = segmented([*good, *bad], card)
+    assert [each.role for each in made.objects] == ["SEG", "SR"]
+    [said] = made.findings.limitations
+    assert said.startswith("A stack of the series was not segmented: ")
+
+
+def test_water_and_fat_of_one_series_are_two_stacks() -> None:
+    water, fat = ball_series(corners(EVEN)), ball_series(corners(EVEN), seed="fat")
+    for images, kind in ((water, "W"), (fat, "F")):
+        for image in images:
+            image.ImageType = ["DERIVED", "PRIMARY", "DIXON", kind]
+            image.SeriesInstanceUID = water[0].SeriesInstanceUID
+            image.StudyInstanceUID = water[0].StudyInstanceUID
+            image.FrameOfReferenceUID = water[0].FrameOfReferenceUID
+    assert len(stacks_of_series([as_file(image) for image in (*water, *fat)])) == 2
+
+
+def test_an_enhanced_image_without_a_frame_is_broken() -> None:
+    whole = enhanced(ball_series(corners(EVEN)))
+    whole.NumberOfFrames, whole.PerFrameFunctionalGroupsSequence = 0, []
+    with pytest.raises(BrokenInstance) as refused:
+        stack_series([as_file(whole)])
+    assert refused.value.code == "frame-groups"

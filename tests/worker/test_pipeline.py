@@ -21,6 +21,7 @@ from segnode_contract.errors import (
     ImagesChanged,
     ModelFailed,
     PriorMissing,
+    ProofFailed,
     SeriesChanged,
     SpoolFull,
     StoreRefused,
@@ -346,6 +347,22 @@ def test_a_spool_that_takes_nothing_says_so_and_keeps_no_half(
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(SpoolFull, match="No space left"):
         spool.put([b"o", b"ne"])
+    assert waiting(tmp_path) == []
+
+
+def test_what_fails_its_proof_leaves_no_file(
+    work: WorkLedger,
+    archive: FolderArchive,
+    spool: Spool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ProofFailed("Segment 1 differs.")
+
+    monkeypatch.setattr("segnode_worker.result.prove_report", fails)
+    with pytest.raises(ProofFailed):
+        run_job(take(work), archive, Bright(), work, spool, "node")
     assert waiting(tmp_path) == []
 
 

@@ -71,7 +71,8 @@ def arrange(slices: Sequence[Slice], largest_gap_mm: float | None = None) -> Arr
         With the code ``duplicate-position``, ``gantry-tilt``, ``missing-slice``, ``wide-gap`` or
         ``geometry``.
     """
-    row, column = _orthonormal(slices[0])
+    # the digits of directions may differ from slice to slice, and files come in any order
+    row, column = _orthonormal(min(slices, key=lambda one: one.name))
     normal = np.cross(column, row)
     positions = np.array([one.position for one in slices])
     order = np.argsort(positions @ normal, kind="stable")
@@ -153,12 +154,19 @@ def doubled(slices: Sequence[Slice]) -> bool:
 
 def _check_distinct(along: NDArray[np.float64], ordered: Sequence[Slice]) -> None:
     same = np.flatnonzero(np.diff(along) < _SAME_PLACE_MM)
-    if same.size:
-        raise _unsuitable(
-            "duplicate-position",
-            f"{same.size} of its images lie where another does, the first at "
-            f"{_place(ordered[same[0]])} mm (several phases or echoes, perhaps)",
-        )
+    if not same.size:
+        return
+    one, other = ordered[same[0]], ordered[same[0] + 1]
+    if np.linalg.norm(np.subtract(one.position or (), other.position or ())) < _SAME_PLACE_MM:
+        what = "where another does"
+        why = "and nothing in them tells them apart; each phase or echo should be its own series"
+    else:
+        what = "beside another, at one height"
+        why = "; parts of several places should be series of their own"
+    raise _unsuitable(
+        "duplicate-position",
+        f"{same.size} of its images lie {what}, the first at {_place(one)} mm, {why.lstrip('; ')}",
+    )
 
 
 def _aside(
@@ -169,22 +177,39 @@ def _aside(
 ) -> tuple[NDArray[np.float64], list[str]]:
     """Return each slice's shift in rows and columns, none where all are within half a pixel."""
     shifts = offsets @ axes.T
+    pixel_mm = np.array(first.spacing)
     sideways = np.linalg.norm(shifts, axis=1)
     farthest = int(sideways.argmax())
-    if sideways[farthest] <= _SIDEWAYS * min(first.spacing or ()):
+    if sideways[farthest] <= _SIDEWAYS * pixel_mm.min():
         return np.zeros_like(shifts), []
-    angle = float(np.degrees(np.arctan2(sideways[farthest], along[farthest])))
+    slope = along @ shifts / (along @ along)
+    crooked = np.abs(shifts - np.outer(along, slope)).max() > _SIDEWAYS * pixel_mm.min()
+    said = _crooked(sideways, first) if crooked else _tilted(float(np.linalg.norm(slope)))
+    return shifts / pixel_mm, [f"{said}; the model saw them resampled."]
+
+
+def _tilted(slope: float) -> str:
+    angle = float(np.degrees(np.arctan(slope)))
     if angle > _STEEPEST:
         raise _unsuitable(
             "gantry-tilt",
             f"its slices are stacked {angle:.1f} degrees aside of their normal, and more than "
             f"{_STEEPEST:g} is no gantry tilt",
         )
-    said = (
-        f"The slices are stacked {angle:.1f} degrees aside of their normal (gantry tilt); the "
-        "model saw them resampled without tilt."
-    )
-    return shifts / np.array(first.spacing), [said]
+    return f"The slices are stacked {angle:.1f} degrees aside of their normal (gantry tilt)"
+
+
+def _crooked(sideways: NDArray[np.float64], first: Slice) -> str:
+    """Say how far slices lie aside that do not lie on one line."""
+    most = float(sideways.max())
+    size_mm = np.array([first.image.rows, first.image.columns]) * first.spacing
+    if most > size_mm.min() / 2:
+        raise _unsuitable(
+            "shifted-slices",
+            f"its slices lie up to {most:.1f} mm aside of each other, which is more than half of "
+            "one; parts of several places should be series of their own",
+        )
+    return f"The slices lie up to {most:.1f} mm aside of each other, not on one line"
 
 
 def _spaced(
@@ -192,7 +217,8 @@ def _spaced(
 ) -> tuple[NDArray[np.float64], float, list[str]]:
     """Return the slices' places along the normal, the usual spacing, and what is wrong with it."""
     if len(ordered) == 1:
-        return along, _thickness(ordered[0]), []
+        said = "The only slice says no thickness; volumes are those of a slice of 1 mm."
+        return along, _thickness(ordered[0]), [] if ordered[0].thickness else [said]
     gaps = np.diff(along)
     usual = float(np.median(gaps))
     even_mm = float(along[-1] / (len(along) - 1))

@@ -36,6 +36,7 @@ def stacks_in(slices: Sequence[Slice], min_slices: int) -> tuple[list[list[Slice
         With the code ``geometry``, ``mixed-series``, ``duplicate-position``, ``too-few-slices``
         or ``several-stacks``.
     """
+    slices = sorted(slices, key=lambda one: one.name)
     for one in slices:
         check_plane(one)
     _check_one_series(slices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import highdicom as hd
 import numpy as np
@@ -63,6 +63,8 @@ class Inputs:
     """Label planes of the result that the model builds on, by the card of who made it."""
     digest: str
     """SHA-256 of all of it."""
+    limitations: tuple[str, ...]
+    """Sentences on what of all these series is not as it should be."""
 
 
 def stack_inputs(fetched: Fetched, card: Card) -> list[Inputs]:
@@ -88,14 +90,22 @@ def stack_inputs(fetched: Fetched, card: Card) -> list[Inputs]:
     if len(stacks) > 1 and fetched.prior is not None:
         raise UnsuitableSeries(
             f"The series holds {len(stacks)} stacks of slices, and the model {card.name}, which "
-            "builds on the result of another, takes one.",
+            "builds on the result of another, takes one; the scanner must send each as a series of "
+            "its own.",
             code="several-stacks",
         )
     others = {
         role: stack_series(files, min_slices=2, modality=modalities[role])
         for role, files in fetched.others.items()
     }
-    return [_inputs(stack, others, fetched.prior) for stack in stacks]
+    every = [_inputs(stacks[0], others, fetched.prior)]
+    notes = []
+    for number, stack in enumerate(stacks[1:], 2):
+        try:
+            every.append(_inputs(stack, others, fetched.prior))
+        except UnsuitableSeries as error:
+            notes.append(f"Stack {number} of the series was not segmented: {error.sentence}")
+    return [replace(one, limitations=(*one.limitations, *notes)) for one in every]
 
 
 def _inputs(stack: Stack, others: Mapping[str, Stack], prior: PriorResult | None) -> Inputs:
@@ -114,6 +124,10 @@ def _inputs(stack: Stack, others: Mapping[str, Stack], prior: PriorResult | None
         others=laid,
         prior=labels,
         digest=stack.digest if alone else digest.hexdigest(),
+        limitations=(
+            *stack.limitations,
+            *(f"Series '{role}': {said}" for role, o in others.items() for said in o.limitations),
+        ),
     )
 
 
@@ -169,7 +183,8 @@ def laid_on(volume: hd.Volume, grid: hd.Volume, role: str) -> NDArray[np.float32
     if volume.frame_of_reference_uid != grid.frame_of_reference_uid:
         raise UnsuitableSeries(
             f"The series '{role}' has another Frame of Reference UID than the first one; they "
-            "cannot be laid on each other without registration.",
+            "cannot be laid on each other without registration. Let the route choose series of one "
+            "acquisition.",
             code="other-frame",
         )
     to_index = np.linalg.inv(volume.affine) @ grid.affine
@@ -190,7 +205,7 @@ def laid_on(volume: hd.Volume, grid: hd.Volume, role: str) -> NDArray[np.float32
     if covered < _LEAST_COVERED * laid.size:
         raise UnsuitableSeries(
             f"The series '{role}' covers {covered / laid.size:.0%} of the first one; at least "
-            f"{_LEAST_COVERED:.0%} is needed.",
+            f"{_LEAST_COVERED:.0%} is needed. Let the route choose a series of the same region.",
             code="apart",
         )
     return laid
@@ -235,7 +250,8 @@ def labels_of(prior: PriorResult, stack: Stack) -> NDArray[np.uint8]:
             labels = _labels(made, prior.card, stack)
     except (ProofFailed, *BROKEN) as error:
         raise ModelFailed(
-            f"The result of {prior.card.name} that the model builds on is not one of these images."
+            f"The result of {prior.card.name} that the model builds on is not one of these images; "
+            "`segnode verify` compares it with the ledger."
         ) from error
     return stack.on_grid(labels)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from mmap import mmap
@@ -23,7 +23,7 @@ from segnode_worker.attributes import BROKEN
 from segnode_worker.inputs import Fetched, PriorResult, digest_of, stack_inputs
 from segnode_worker.result import Made, Proof, Segmenter, check_content, make_result, series_number
 from segnode_worker.segmentation import ResultIdentity
-from segnode_worker.spool import Spool
+from segnode_worker.spool import Kept, Spool
 
 
 def run_job(  # noqa: PLR0917 # the job, and what it meets on its road
@@ -60,24 +60,35 @@ def run_job(  # noqa: PLR0917 # the job, and what it meets on its road
 def _make(  # noqa: PLR0917 # as `run_job`
     claim: Claim, archive: Archive, models: Segmenter, work: WorkLedger, spool: Spool, node: str
 ) -> Made:
-    return make_result(
-        _fetch(claim, archive, work),
-        card=_card(claim, work),
-        models=models,
-        identity=ResultIdentity(
-            job_key=claim.key,
-            model_digest=claim.model_digest,
-            node_id=node,
-            form=claim.form,
-            series_number=series_number(claim.model),
-        ),
-        made_at=datetime.fromtimestamp(claim.created_at).astimezone(),
-        stage=lambda which: work.stage(claim, which),
-        keep=spool.put,
-        told=lambda fraction: work.progress(claim, fraction),
-        content=claim.content,
-        thrifty=claim.thrifty,
-    )
+    kept: list[str] = []
+
+    def keep(parts: Iterable[bytes]) -> Kept:
+        one = spool.put(parts)
+        kept.append(one.digest)
+        return one
+
+    try:
+        return make_result(
+            _fetch(claim, archive, work),
+            card=_card(claim, work),
+            models=models,
+            identity=ResultIdentity(
+                job_key=claim.key,
+                model_digest=claim.model_digest,
+                node_id=node,
+                form=claim.form,
+                series_number=series_number(claim.model),
+            ),
+            made_at=datetime.fromtimestamp(claim.created_at).astimezone(),
+            stage=lambda which: work.stage(claim, which),
+            keep=keep,
+            told=lambda fraction: work.progress(claim, fraction),
+            content=claim.content,
+            thrifty=claim.thrifty,
+        )
+    except BaseException:
+        spool.drop(kept)  # nobody will ask for what is not proved, and a patient's name is in it
+        raise
 
 
 def _card(claim: Claim, work: WorkLedger) -> Card:

@@ -8,7 +8,7 @@ are interpolated on a regular grid, and each slice then takes the labels that li
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,13 +62,16 @@ class Lattice:
         slices = int(np.ceil(self.along[-1] - 1e-6)) + 1
         return slices, self.plane[0] + rows, self.plane[1] + columns
 
-    def on_grid(self, values: NDArray[Any]) -> NDArray[Any]:
+    def on_grid(self, values: NDArray[Any], padding: float | None = None) -> NDArray[Any]:
         """Interpolate modality values, linear in each direction; the least stands outside.
 
         Parameters
         ----------
         values
             Shape ``(slices, rows, columns)``, as they were acquired.
+        padding
+            The value that stands for no image. It is mixed with nothing: a voxel that would be
+            made of it takes the value of the nearest one.
         """
         grid = np.empty(self.shape, values.dtype)
         outside = float(values.min())
@@ -76,8 +79,13 @@ class Lattice:
         for place in range(len(grid)):
             before, after, share = self._neighbours(place)
             for number in {before, after} - set(known):
-                known[number] = self._moved(values[number], self.aside[number], outside)
+                known[number] = self._moved(values[number], self.aside[number], outside, padding)
             mixed = known[before] * np.float32(1 - share) + known[after] * np.float32(share)
+            if padding is not None:
+                nearest = known[before if share < 0.5 else after]
+                mixed = np.where(
+                    (known[before] == padding) | (known[after] == padding), nearest, mixed
+                )
             grid[place] = np.rint(mixed) if values.dtype.kind == "i" else mixed
             known = {number: known[number] for number in (before, after)}
         return grid
@@ -122,18 +130,30 @@ class Lattice:
         return after - 1, after, float((place - low) / (high - low))
 
     def _moved(
-        self, values: NDArray[Any], aside: NDArray[np.float64], outside: float
+        self,
+        values: NDArray[Any],
+        aside: NDArray[np.float64],
+        outside: float,
+        padding: float | None,
     ) -> NDArray[np.float32]:
-        moved: NDArray[np.float32] = affine_transform(
-            values.astype(np.float32),
-            np.ones(2),
-            offset=-aside,
-            output_shape=self.shape[1:],
-            order=1,
-            mode="constant",
-            cval=outside,
-        )
-        return moved
+        """Return a slice shifted within its plane."""
+
+        def moved(plane: NDArray[Any], order: Literal[0, 1], beyond: float) -> NDArray[np.float32]:
+            shifted: NDArray[np.float32] = affine_transform(
+                plane.astype(np.float32),
+                np.ones(2),
+                offset=-aside,
+                output_shape=self.shape[1:],
+                order=order,
+                mode="constant",
+                cval=beyond,
+            )
+            return shifted
+
+        if padding is None or not (mask := values == padding).any():
+            return moved(values, 1, outside)
+        touched = moved(mask, 1, 0) > 0
+        return np.where(touched, moved(values, 0, outside), moved(values, 1, outside))
 
     def _window(self, number: int) -> tuple[slice, slice]:
         """Return where a slice lies within the plane of the grid, to the nearest pixel."""

@@ -152,15 +152,16 @@ class _Maker:
         found, findings = self._asked(inputs, volume, identity)
         with self.stage(Stage.ENCODE):
             labels = stack.on_slices(on_source(found, volume, stack.volume))
-            findings = self._known(stack, labels, findings)
+            findings = self._known(inputs, labels, findings)
             objects = self._written(stack, labels, findings, identity)
         proofs: dict[str, Proof] = {}
+        bare = stack.without_voxels()  # a proof may be asked for until the job ends
         for each in objects:
             proofs[each.instance_uid] = (
-                partial(prove, stack=stack, labels=labels, card=card, findings=findings)
+                partial(prove, stack=bare, labels=labels, card=card, findings=findings)
                 if each is objects[0]
                 else partial(
-                    prove_report, seg=objects[0].data, stack=stack, card=card, findings=findings
+                    prove_report, seg=objects[0].data, stack=bare, card=card, findings=findings
                 )
             )
         with self.stage(Stage.VERIFY):
@@ -189,13 +190,14 @@ class _Maker:
             told=self.told,
         )
 
-    def _known(self, stack: Stack, labels: NDArray[np.uint8], findings: Findings) -> Findings:
+    def _known(self, inputs: Inputs, labels: NDArray[np.uint8], findings: Findings) -> Findings:
         """Return all that is to be said of the labels; implausible ones are erased."""
+        stack = inputs.stack
         counts = counts_of(labels)
         _check_values(counts, self.card)
         findings = judged(labels, counts, self.card, findings, stack.slice_ml)
         findings = measured(stack, labels, counts, self.card, findings)
-        return replace(findings, limitations=(*findings.limitations, *stack.limitations))
+        return replace(findings, limitations=(*findings.limitations, *inputs.limitations))
 
     def _written(
         self,

@@ -72,7 +72,7 @@ def _frames(image: Instance) -> list[Slice]:
     try:
         shared = image.header.SharedFunctionalGroupsSequence
         groups = image.header.PerFrameFunctionalGroupsSequence
-        if len(shared) != 1 or len(groups) != image.frames:
+        if len(shared) != 1 or len(groups) != image.frames or image.frames < 1:
             raise _frame_groups(image, f"describes {len(groups)} frames and has {image.frames}")
         return [_frame(image, number, group, shared[0]) for number, group in enumerate(groups, 1)]
     except BROKEN as error:
@@ -94,7 +94,10 @@ def _single(image: Instance) -> Slice:
         slope=read.number("RescaleSlope"),
         intercept=read.number("RescaleIntercept"),
         rescale_type=read.text("RescaleType"),
-        phase={keyword: read.text(keyword) for keyword in _PHASES},
+        phase={
+            **{keyword: read.text(keyword) for keyword in _PHASES},
+            "ImageType": "\\".join(image.image_type),
+        },
     )
 
 
@@ -112,10 +115,11 @@ def _frame(image: Instance, number: int, own: Dataset, shared: Dataset) -> Slice
     measures = group("PixelMeasuresSequence")
     values = group("PixelValueTransformationSequence")
     types = (group(keyword).texts("FrameType") for keyword in _FRAME_TYPES)
+    image_type = next(filter(None, types), image.image_type)
     return Slice(
         image=image,
         frame=number,
-        image_type=next(filter(None, types), image.image_type),
+        image_type=image_type,
         position=group("PlanePositionSequence").numbers("ImagePositionPatient"),
         orientation=group("PlaneOrientationSequence").numbers("ImageOrientationPatient"),
         spacing=measures.numbers("PixelSpacing"),
@@ -123,7 +127,10 @@ def _frame(image: Instance, number: int, own: Dataset, shared: Dataset) -> Slice
         slope=values.number("RescaleSlope"),
         intercept=values.number("RescaleIntercept"),
         rescale_type=values.text("RescaleType"),
-        phase={keyword: group(where).text(keyword) for keyword, where in _FRAME_PHASES.items()},
+        phase={
+            **{keyword: group(where).text(keyword) for keyword, where in _FRAME_PHASES.items()},
+            "ImageType": "\\".join(image_type),
+        },
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import highdicom as hd
@@ -56,7 +56,8 @@ class Plane:
     thickness_mm: float | None
     """Slice Thickness, None where it is not said."""
     slice_spacing_mm: float | None
-    """Distance of neighbouring slices, None where it is not the same everywhere."""
+    """Distance of neighbouring slices, None where it is not the same everywhere, or there is one
+    slice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,15 @@ class Stack:
     """As `InputVolume.attributes` of the models."""
     digest: str
     """SHA-256 of voxels and geometry, which do not change by transport as files do."""
+
+    def without_voxels(self) -> Stack:
+        """Return the same with zeros that take no memory: enough to prove a result by."""
+        nothing = np.broadcast_to(np.int16(0), self.volume.spatial_shape)
+        return replace(
+            self,
+            volume=self.volume.with_array(nothing),
+            values=np.broadcast_to(np.int16(0), self.values.shape),
+        )
 
     def on_slices(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return label planes of the volume's grid on the slices, both of four axes."""
@@ -159,13 +169,29 @@ def stacks_of_series(
     groups, left_out = stacks_in(slices, min_slices)
     kind = _kind([one for group in groups for one in group])
     check_size(images, slices, kind.itemsize)
-    notes = (*localizers, *left_out)
+    notes = [*localizers, *left_out]
     try:
-        arrangements = [arrange(group, largest_gap_mm) for group in groups]
+        arrangements = [arrange(groups[0], largest_gap_mm)]
     except UnsuitableSeries as error:
         # what was left out may be what is missing
         raise UnsuitableSeries(" ".join([error.sentence, *notes]), code=error.code) from error
+    others, refused = _arranged(groups[1:], largest_gap_mm)
+    arrangements += others
+    notes += [f"A stack of the series was not segmented: {error.sentence}" for error in refused]
     return [_stack(each, kind, notes) for each in arrangements]
+
+
+def _arranged(
+    groups: Sequence[Sequence[Slice]], largest_gap_mm: float | None
+) -> tuple[list[Arrangement], list[UnsuitableSeries]]:
+    """Arrange each stack, and return the errors of those that cannot be."""
+    arrangements, refused = [], []
+    for group in groups:
+        try:
+            arrangements.append(arrange(group, largest_gap_mm))
+        except UnsuitableSeries as error:
+            refused.append(error)
+    return arrangements, refused
 
 
 def _stack(arrangement: Arrangement, kind: np.dtype[Any], left_out: Sequence[str]) -> Stack:
@@ -174,10 +200,11 @@ def _stack(arrangement: Arrangement, kind: np.dtype[Any], left_out: Sequence[str
     if lattice is not None and np.prod(lattice.shape) * kind.itemsize > LARGEST_SERIES:
         raise unsuitable("too-large", f"needs a grid of {lattice.shape} voxels")
     headers = [one.image.header for one in arrangement.slices]
+    voxels = values
+    if lattice is not None:
+        voxels = lattice.on_grid(values, _padding(arrangement.slices[0]))
     return Stack(
-        volume=_volume(
-            values if lattice is None else lattice.on_grid(values), arrangement, lattice
-        ),
+        volume=_volume(voxels, arrangement, lattice),
         values=values,
         sources=tuple(
             Source(header=one.image.header, frame=one.frame, position=_position(one))
@@ -211,7 +238,23 @@ def _parsed(files: Sequence[bytes]) -> list[Instance]:
 
 def _kind(slices: Sequence[Slice]) -> np.dtype[np.int16] | np.dtype[np.float32]:
     whole = all(_is_whole(_slope(one)) and _is_whole(_intercept(one)) for one in slices)
-    return np.dtype(np.int16) if whole else np.dtype(np.float32)
+    fits = all(one.image.modality == "CT" or _largest(one) <= 32767 for one in slices)
+    return np.dtype(np.int16) if whole and fits else np.dtype(np.float32)
+
+
+def _largest(one: Slice) -> float:
+    """Return the largest value that its bits can mean; of CT those beyond int16 are padding."""
+    stored = one.image.bits[1] - one.image.representation
+    return (2.0 ** min(stored, 64) - 1) * _slope(one) + _intercept(one)
+
+
+def _padding(one: Slice) -> float | None:
+    """Return the modality value that stands for no image (PS3.3 C.7.5.1.1.2), if any does."""
+    try:
+        stored = one.image.header.get("PixelPaddingValue")
+        return None if stored is None else float(stored) * _slope(one) + _intercept(one)
+    except BROKEN:
+        return None
 
 
 def _modality_values(slices: Sequence[Slice], kind: np.dtype[Any]) -> NDArray[Any]:
@@ -266,7 +309,7 @@ def _volume(voxels: NDArray[Any], arrangement: Arrangement, lattice: Lattice | N
     return hd.Volume.from_attributes(
         array=voxels,
         image_position=corner.tolist(),
-        image_orientation=plane.orientation,
+        image_orientation=arrangement.orientation,
         pixel_spacing=plane.spacing_mm,
         spacing_between_slices=spacing_mm,
         coordinate_system="PATIENT",
@@ -282,8 +325,10 @@ def _plane(arrangement: Arrangement) -> Plane:
         columns=first.image.columns,
         orientation=first.orientation or (),
         spacing_mm=(down, right),
-        thickness_mm=first.thickness,
-        slice_spacing_mm=arrangement.spacing_mm if arrangement.even else None,
+        thickness_mm=abs(first.thickness) if first.thickness else None,
+        slice_spacing_mm=(
+            arrangement.spacing_mm if arrangement.even and len(arrangement.slices) > 1 else None
+        ),
     )
 
 
@@ -312,6 +357,8 @@ def _attributes(arrangement: Arrangement, headers: Sequence[Dataset]) -> dict[st
         found = {keyword: _text(first, keyword)[:_LONGEST_TEXT] for keyword in _TECHNICAL}
         if not found["SliceThickness"] and thickness:  # of a frame
             found["SliceThickness"] = str(thickness)
+        if not arrangement.regular:
+            found["Interpolated"] = "yes"
         if not arrangement.even:  # the volume's own is interpolated
             found["SpacingBetweenSlices"] = f"{np.diff(arrangement.along_mm).max():.3f}"
         contrast = any(

@@ -31,6 +31,8 @@ def _about_series(volume: InputVolume) -> Iterator[str]:
     part = volume.attributes.get("BodyPartExamined", "").upper().replace(" ", "")
     if part and not any(word in part for word in _THORACIC):
         yield "The header says that a body part other than the chest was examined."
+    if volume.attributes.get("Interpolated") == "yes":
+        yield "The voxels are interpolated between tilted or uneven slices, which smooths them."
     coverage_mm = volume.hu.shape[0] * volume.spacing_mm[0]
     if coverage_mm < _COVERAGE_MM:
         yield f"The images cover {coverage_mm:.0f} mm; {_COVERAGE_MM} mm are needed."
