@@ -66,11 +66,18 @@ class Judge:
         ]
 
     def results(self, series: Series) -> list[tuple[Dataset, bytes]]:
-        """Return all results in the study; an object that cannot be read is an empty one."""
+        """Return all segmentations in the study; one that cannot be read is an empty object."""
+        return self._made(series, "SEG")
+
+    def reports(self, series: Series) -> list[Dataset]:
+        """Return all reports in the study."""
+        return [report for report, _ in self._made(series, "SR")]
+
+    def _made(self, series: Series, modality: str) -> list[tuple[Dataset, bytes]]:
         found = []
         for one in self._search(f"/studies/{series.study_uid}/series"):
             uid = _text(one, "0020000E")
-            if _text(one, "00080060") == "CT" or uid == series.series_uid:
+            if _text(one, "00080060") != modality or uid == series.series_uid:
                 continue
             for instance in sorted(self._instances(series.study_uid, uid)):
                 file = self._file(f"/studies/{series.study_uid}/series/{uid}/instances/{instance}")
@@ -86,11 +93,17 @@ class Judge:
         if missing:
             wrong.append(finding("lost", f"{len(missing)} images are not in the archive"))
         results: Counter[frozenset[str]] = Counter()
+        reported = Counter(uid for report in self.reports(series) for uid in _reported(report))
         for seg, file in self.results(series):
             seen = flaw(seg, file, series)
             if seen:
                 wrong.append(finding("half-stored", seen))
             results[_covered(seg)] += 1
+            count = reported.pop(str(seg.get("SOPInstanceUID")), 0)
+            if count != 1:
+                wrong.append(finding("half-stored", f"{count} reports of a result"))
+        if reported:
+            wrong.append(finding("half-stored", "a report without its result"))
         for content, count in results.items():
             if content not in series.contents:
                 wrong.append(finding("half-stored", f"covers {len(content)} images, never sent so"))
@@ -154,6 +167,18 @@ def _covered(seg: Dataset) -> frozenset[str]:
         for series in seg.get("ReferencedSeriesSequence") or []
         for reference in series.get("ReferencedInstanceSequence") or []
     )
+
+
+def _reported(report: Dataset) -> list[str]:
+    """Return the segmentations that a report is about (PS3.3 C.17.2), an empty text for none."""
+    about = [
+        str(reference.ReferencedSOPInstanceUID)
+        for study in report.get("CurrentRequestedProcedureEvidenceSequence") or []
+        for series in study.ReferencedSeriesSequence
+        for reference in series.ReferencedSOPSequence
+        if reference.ReferencedSOPClassUID == _SEG
+    ]
+    return about if about and report.get("ContentSequence") else [""]
 
 
 def flaw(seg: Dataset, file: bytes, series: Series) -> str:
