@@ -138,8 +138,8 @@ def parse_card(text: str, *, where: str) -> Card:
         _check_channels(segments, table, network)
     limitations = tuple(table.texts("limitations"))
     return Card(
-        name=table.text("name"),
-        version=table.text("version"),
+        name=table.plain_text("name"),
+        version=table.plain_text("version"),
         kind=kind,
         intended_use=table.text("intended_use"),
         limitations=limitations,
@@ -226,7 +226,7 @@ def _segment(table: TomlTable) -> Segment:
     plausible = table.numbers("plausible_ml", 2) if "plausible_ml" in table.data else None
     return Segment(
         number=int(table.number("number")),
-        label=table.text("label"),
+        label=table.plain_text("label"),
         plane=plane,
         value=value,
         channel=int(table.number("channel", value)),
@@ -240,5 +240,7 @@ def _segment(table: TomlTable) -> Segment:
 
 def _code(table: TomlTable) -> Code:
     return Code(
-        value=table.text("value"), scheme=table.text("scheme"), meaning=table.text("meaning")
+        value=table.plain_text("value"),
+        scheme=table.plain_text("scheme"),
+        meaning=table.plain_text("meaning"),
     )

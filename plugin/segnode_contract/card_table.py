@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from segnode_contract.errors import CardError
+from segnode_contract.plain_text import beyond_ascii
 from segnode_contract.spelling import hint
 
 T = TypeVar("T", bound=str)
@@ -30,6 +31,18 @@ class TomlTable:
         if not isinstance(value, str) or not value.strip():
             raise CardError(f"{self.where}: {key} is {value!r}; a text is needed.")
         return value
+
+    def plain_text(self, key: str) -> str:
+        """Return a text that results can hold."""
+        text = self.text(key)
+        lost = beyond_ascii(text)
+        if lost:
+            raise CardError(
+                f"{self.where}: {key} is {text!r}, of which {', '.join(map(repr, lost))} cannot be "
+                "written: results keep the character set of their images, and all of these have "
+                "ASCII alone in common. Say it in such letters; accents may stay."
+            )
+        return text
 
     def one_of(self, key: str, values: tuple[T, ...], usual: T | None = None) -> T:
         value = self._get(key, usual)

@@ -96,7 +96,8 @@ class PeerUnavailable(TransientError):
 
     ``peer-rejected``: it refuses the association. ``peer-password``: it refuses our user.
     ``peer-address``: something else answers there. ``peer-certificate``: it is not trusted.
-    ``peer-busy``: it lacks the resources. ``peer-unavailable``: anything else.
+    ``peer-busy``: it lacks the resources. ``peer-settings``: its certificate or login is not as
+    needed here. ``peer-unavailable``: anything else.
     """
 
     code = "peer-unavailable"

@@ -10,19 +10,7 @@ AUTO = "auto"
 
 FEW_SEGMENTS = 30
 """Up to so many segments OHIF 3.13.2 shows both forms equally soon, and every viewer knows
-`BINARY`.
-
-From the address to the overlay on 600 slices of 512 x 512, from Orthanc 1.10.1, Chromium with WebGL
-in software on 2 cores, other work beside; alternated, medians of 3, BINARY and LABELMAP:
-
-    segments   seconds   heap of scripts, MB   object, MB   Orthanc's series metadata, s
-           2    11  11            364   455      5  0.8                     0.05  0.02
-          16    24  26           1041   844     52  2.7                      1.1   0.1
-          30    31  28           1484   869     97  3.2                      0.8   0.1
-          60    50  24           2471   925    203  4.0                      4.1   0.2
-         104    76  28           3676   970    327  4.6                      2.1   0.2
-
-Chromium's limit of that heap is 3760 MB.
+`BINARY`; with more it takes longer, and more memory than browsers allow (README, *Measured*).
 """
 
 

@@ -344,6 +344,14 @@ def test_an_nnunet_that_cannot_run_here_is_refused(nnunet: Make, changes: Any, s
 HOSTILE = '[red]"\'\\\n\r[input]\nmodality = "MR"\x1b[2J\x07\x9b\u202e\u2028"""\x00 # look'
 
 
+def test_a_name_that_results_cannot_hold_gets_another_and_a_line_to_look_at(nnunet: Make) -> None:
+    folder = nnunet(labels={"background": 0, "große_Gefäße": 1, "肝臓": 2})
+    vessels, liver = drafted(folder).segments
+    assert (vessels.label, liver.label) == ("Große Gefäße", "Segment 2")
+    assert liver.type.meaning == "Segment 2"
+    assert 'label = "Segment 2"  # look at this: the model says 肝臓; ' in doubts(folder)
+
+
 def test_hostile_texts_stay_texts(bundle: Make) -> None:
     folder = bundle(
         name=HOSTILE,

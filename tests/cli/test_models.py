@@ -239,7 +239,7 @@ def test_names_and_texts_of_a_model_cannot_steer_the_terminal(tmp_path: Path, da
     (brought / "card.toml").write_text(
         text.replace(
             'licence = "none"', 'licence = "[red]x[/red] \\u001b[2J\\u202e\\u0007 end"'
-        ).replace('label = "Organ"', 'label = "[red]Organ[/red]\\u001b[2J"')
+        ).replace('label = "Organ"', 'label = "[red]Organ[/red]"')
     )
     (brought / "LICENSE.[bold]txt").touch()
     result = run("add", brought, "--data", data, "--yes")

@@ -140,3 +140,40 @@ def test_folds_are_named():
 def test_a_misspelt_line_is_not_passed_over():
     with pytest.raises(CardError, match="'time_limit_s' was probably meant"):
         card("torchscript", TORCHSCRIPT, head=HEAD + "time_limits_s = 3\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "said"),
+    [
+        (
+            'label = "Liver"',
+            'label = "Gefäße 肝臓"',
+            "segments[1]: label is 'Gefäße 肝臓', of which '肝', '臓'",
+        ),
+        ('label = "Liver"', 'label = "a\\\\b"', "cannot be written"),
+        ('label = "Liver"', 'label = "a\\u001b[2J"', r"of which '\x1b' cannot be written"),
+        ('"Liver" }', '"Печень" }', "segments[1]: type: meaning is 'Печень', of which 'П', 'е'"),
+        ('"10200004"', '"肝"', "segments[1]: type: value is '肝'"),
+        ('scheme = "SCT", meaning = "Anat', 'scheme = "肝", meaning = "Anat', "category: scheme"),
+        ('name = "ct-liver"', 'name = "肝"', "ct-liver/card.toml: name is '肝'"),
+        ('version = "1"', 'version = "版"', "ct-liver/card.toml: version is '版'"),
+    ],
+)
+def test_a_name_that_results_cannot_hold_is_refused_with_its_line(line, instead, said):
+    with pytest.raises(CardError) as raised:
+        card(
+            "torchscript",
+            SOFTMAX,
+            head=HEAD.replace(line, instead),
+            segment=SEGMENT.replace(line, instead),
+        )
+    assert said in raised.value.sentence
+    assert "character set of their images" in raised.value.sentence
+
+
+@pytest.mark.parametrize("label", ["Gefäße groß", "Foie œdémateux", "Łydka, płuco", "Lever – ø"])
+def test_a_name_that_can_be_said_in_ascii_is_taken_as_it_is(label):
+    (segment,) = card(
+        "torchscript", SOFTMAX, segment=SEGMENT.replace('"Liver"', f'"{label}"', 1)
+    ).segments
+    assert segment.label == label

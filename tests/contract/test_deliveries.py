@@ -23,6 +23,7 @@ from segnode_contract.ledger import (
 )
 from segnode_contract.ledger.deliveries import Delivery, DeliveryLost, Taken
 from segnode_contract.ledger.intake import Decision, Verdict
+from segnode_contract.ledger.shared import shared_in
 from segnode_contract.ledger.view import DeliveryRow
 from segnode_contract.settings import Background, Limits, Node, Shared
 
@@ -256,6 +257,19 @@ def test_what_a_dead_sender_held_is_taken_over(ledger: Ledger) -> None:
     sender(ledger, "s2").done(taken_over, ALL)
 
 
+@pytest.mark.parametrize("end", ["failed", "handed back"])
+def test_a_late_heartbeat_takes_no_lease_again(ledger: Ledger, end: str) -> None:
+    key = finished(ledger)
+    delivery = held(ledger)
+    if end == "failed":
+        sender(ledger).failed(delivery, AWAY, Taken())
+    else:
+        sender(ledger).hand_back(delivery)
+    with pytest.raises(DeliveryLost):
+        sender(ledger).heartbeat(delivery)
+    assert row(ledger, key).state == "waiting"
+
+
 def test_what_ends_its_sender_each_time_fails(ledger: Ledger) -> None:
     key = finished(ledger)
     for _ in range(LIMITS.deliveries):
@@ -295,9 +309,73 @@ def test_a_job_that_ran_again_is_sent_again(ledger: Ledger) -> None:
     sender(ledger).done(held(ledger), ALL)
 
 
+def test_a_sender_that_is_slow_keeps_nothing_that_was_retried(ledger: Ledger) -> None:
+    key = finished(ledger)
+    slow = held(ledger)
+    assert ActLedger(ledger).send_again(key, "me") == []
+    later(ledger, 61, column="lease_until")
+    assert ActLedger(ledger).send_again(key, "me") == ["pacs"]
+    found = row(ledger, key)
+    assert (found.state, found.attempts) == ("waiting", 0)
+    with pytest.raises(DeliveryLost):
+        sender(ledger).done(slow, ALL)
+    assert sender(ledger, "s2").claim("pacs") is not None
+
+
+def test_how_often_it_was_tried_is_known(ledger: Ledger) -> None:
+    key = finished(ledger)
+    for number in range(2):
+        claimed = held(ledger)
+        assert claimed.attempts == number
+        sender(ledger).failed(claimed, AWAY, Taken())
+        later(ledger, 20)
+    ActLedger(ledger).send_again(key, "me")
+    assert held(ledger).attempts == 0
+
+
+def test_what_counts_no_more_is_not_listed(ledger: Ledger) -> None:
+    waiting, failed = finished(ledger), finished(ledger, 2)
+    later(ledger, 5)
+    while (delivery := sender(ledger).claim("pacs")) is not None:
+        if delivery.job_key == failed:
+            sender(ledger).failed(delivery, REFUSED, Taken())
+        else:
+            sender(ledger).failed(delivery, AWAY, Taken())
+    assert {d.job_key for d in LedgerView(ledger).deliveries()} == {waiting, failed}
+    queue(ledger, images=4)
+    queue(ledger, 2, images=4)
+    assert LedgerView(ledger).deliveries() == []
+    assert [row(ledger, key).state for key in (waiting, failed)] == ["superseded", "failed"]
+
+
+def test_a_destination_that_is_new_fails_nothing(ledger: Ledger) -> None:
+    new = Destination(name="new", aet="NEW", host="127.0.0.1")
+    says(ledger, PACS, new)
+    key = finished(ledger)
+    sender(ledger).fail_unnamed()
+    assert {d.state for d in LedgerView(ledger).deliveries(key)} == {"waiting"}
+
+
+def test_the_settings_stay_while_it_is_said_what_waits_for_nobody(ledger: Ledger) -> None:
+    written = threading.Event()
+
+    def write() -> None:
+        says(ledger, PACS)
+        written.set()
+
+    thread = threading.Thread(target=write)
+    with ledger.write() as connection:
+        assert shared_in(connection, kept=True) is not None
+        thread.start()
+        assert not written.wait(0.5)
+    thread.join(60)
+    assert written.is_set()
+
+
 def test_a_destination_that_is_no_more_fails_what_waits_for_it(ledger: Ledger) -> None:
     key = finished(ledger, model="ct-lung")
-    sender(ledger).fail_others(["pacs"])
+    says(ledger, PACS)
+    sender(ledger).fail_unnamed()
     assert row(ledger, key).state == "waiting"
     found = row(ledger, key, "research")
     assert (found.state, found.error_code) == ("failed", "destination-unknown")
@@ -308,3 +386,4 @@ def test_jobs_from_before_the_settings_were_shared_end_well(ledger: Ledger) -> N
         connection.execute(text("delete from shared"))
     key = finished(ledger)
     assert LedgerView(ledger).deliveries(key) == []
+    sender(ledger).fail_unnamed()

@@ -453,6 +453,11 @@ def test_an_upgrade_makes_waiting_jobs_anew(ledger: Ledger) -> None:
     assert [q.orthanc_id for q in intake.quiet(ARCHIVE, 0)] == ["o1"]
 
 
+def test_a_card_that_is_none_any_more_hides_no_job(ledger: Ledger) -> None:
+    WorkerLedger(ledger, "old").announce("ct-tissue", "1.0.0", DIGEST, "card")
+    assert LedgerView(ledger).card("ct-tissue", DIGEST) is None
+
+
 def test_workers_say_how_they_are(ledger: Ledger) -> None:
     worker = WorkerLedger(ledger, "host/1")
     worker.seen("ready")

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -167,12 +168,17 @@ def orthanc(
     tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
 ) -> Iterator[RunningOrthanc]:
     """An Orthanc of our own with DICOMweb and a login."""
+    with running_orthanc(tmp_path_factory.mktemp("orthanc"), free_port()) as running:
+        yield running
+
+
+@contextmanager
+def running_orthanc(folder: Path, port: int, **more: object) -> Iterator[RunningOrthanc]:
+    """Run an Orthanc with its files in `folder`, and `more` settings."""
     if not (ORTHANC.exists() and DICOMWEB.exists()):
         if os.environ.get("CI"):
             pytest.fail("Orthanc is not installed; `make test` installs it")
         pytest.skip("Orthanc is not installed; `make test` installs it")
-    folder = tmp_path_factory.mktemp("orthanc")
-    port = free_port()
     settings = {
         "StorageDirectory": str(folder / "storage"),
         "IndexDirectory": str(folder / "storage"),
@@ -183,7 +189,7 @@ def orthanc(
         "Plugins": [str(DICOMWEB)],
         "DicomWeb": {"Enable": True},
     }
-    (folder / "orthanc.json").write_text(json.dumps(settings))
+    (folder / "orthanc.json").write_text(json.dumps(settings | more))
     with (folder / "log").open("w") as log:
         server = subprocess.Popen([ORTHANC, folder / "orthanc.json"], stdout=log, stderr=log)
     running = RunningOrthanc(f"http://127.0.0.1:{port}", "worker", "secret")

@@ -245,6 +245,7 @@ def answer_of(**sequences):
         (answer_of(failed=[]), ArchiveUnavailable, "whether its disk is full"),
         (answer_of(stored=[("1.2.3", None)]), ArchiveUnavailable, "without a reason"),
         (answer_of(failed=[("OURS", 0x0110)]), StoreRefused, "for the reason 0110H"),
+        (answer_of(failed=[("OURS", 0x0111)]), StoreRefused, "for the reason 0111H"),
     ],
 )
 def test_an_answer_of_200_is_no_success_without_our_uid(odd, made, body, error, words):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -22,44 +22,51 @@ from segnode_contract.errors import (
 )
 from segnode_contract.ledger.deliveries import Delivery, SentObject, Taken
 from segnode_worker.delivery import Road, deliver
-from segnode_worker.receivers import receiver_of
+from segnode_worker.receivers import LateReceiver, Took, receiver_of
 
 from .peers import images, seg
 
 Answer = tuple[int, object]
 
 
+def by_uid(*batch: bytes) -> dict[str, bytes]:
+    return {str(dcmread(BytesIO(data)).SOPInstanceUID): data for data in batch}
+
+
 class Shelf:
     """An archive with one series and one result."""
 
     def __init__(self, count: int = 3, *, result: bool = True) -> None:
-        self._images = images(count)
-        self._result = seg() if result else None
+        self.fetched = 0
+        self._series = {"1.2.3": by_uid(*images(count)), "2.25.2": by_uid(seg()) if result else {}}
 
-    def fetch_series(self, study_uid: str, series_uid: str) -> list[bytes]:
-        return self._images
+    def instance_uids(self, study_uid: str, series_uid: str) -> list[str]:
+        return list(self._series[series_uid])
 
     def fetch_instance(self, study_uid: str, series_uid: str, instance_uid: str) -> bytes | None:
-        return self._result
-
-    def store(self, study_uid: str, data: bytes) -> None:
-        raise AssertionError("our archive is read only here")
+        self.fetched += 1
+        return self._series[series_uid].get(instance_uid)
 
 
 class Inbox:
-    """A destination that takes all but what it is told."""
+    """A destination that takes all but what it is told, and breaks off after so many objects."""
 
-    def __init__(self, refuses: str = "") -> None:
+    def __init__(self, refuses: str = "", breaks_after: int = 0) -> None:
         self.got: list[str] = []
+        self.uids: list[str] = []
         self._refuses = refuses
+        self._breaks_after = breaks_after
 
-    def send(self, study_uid: str, batch: list[bytes], took: Callable[[int, str], None]) -> None:
-        for data in batch:
+    def send(self, study_uid: str, batch: Mapping[str, bytes], took: Took) -> None:
+        for number, (uid, data) in enumerate(batch.items()):
             modality = str(dcmread(BytesIO(data)).Modality)
             if modality == self._refuses:
                 raise PeerRefused(f"It takes no {modality}.")
+            if self._breaks_after and number == self._breaks_after:
+                raise PeerUnavailable("It broke off.")
             self.got.append(modality)
-            took(len(data), "")
+            self.uids.append(uid)
+            took(uid, len(data), "")
 
     def check(self) -> str:
         return ""
@@ -77,8 +84,10 @@ def delivery(instance_count: int = 3) -> Delivery:
     )
 
 
-def go(archive: Shelf, inbox: Inbox, *, with_images: bool = True) -> Taken:
-    taken = Taken()
+def go(
+    archive: Shelf, inbox: Inbox, *, with_images: bool = True, taken: Taken | None = None
+) -> Taken:
+    taken = taken or Taken()
     destination = Destination(name="inbox", aet="INBOX", host="h", images=with_images)
     road = Road(archive=archive, receiver=inbox, destination=destination)
     deliver(delivery(), road, taken, lambda: None)
@@ -113,9 +122,38 @@ def test_nothing_is_sent_while_a_part_is_missing(archive: Shelf, what: str) -> N
 
 def test_what_is_refused_does_not_keep_the_rest() -> None:
     inbox = Inbox(refuses="CT")
-    with pytest.raises(PeerRefused, match="takes no CT"):
+    with pytest.raises(PeerRefused, match=r"takes no CT\. 3 of 4 were refused"):
         go(Shelf(), inbox)
     assert inbox.got == ["SEG"]
+
+
+def test_a_result_that_is_refused_alone_is_not_counted() -> None:
+    with pytest.raises(PeerRefused, match=r"takes no SEG\.$"):
+        go(Shelf(), Inbox(refuses="SEG"), with_images=False)
+
+
+def test_images_are_fetched_as_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segnode_worker.delivery._BATCH_BYTES", 1)
+    shelf, behind = Shelf(), []
+
+    class Watching(Inbox):
+        def send(self, study_uid: str, batch: Mapping[str, bytes], took: Took) -> None:
+            behind.append(shelf.fetched - len(self.got))
+            super().send(study_uid, batch, took)
+
+    assert go(shelf, Watching()).objects == 4
+    assert behind == [1, 1, 1, 1]
+
+
+def test_what_was_taken_before_is_neither_fetched_nor_sent_again() -> None:
+    shelf, inbox, taken = Shelf(), Inbox(breaks_after=2), Taken()
+    with pytest.raises(PeerUnavailable):
+        go(shelf, inbox, taken=taken)
+    assert (taken.objects, shelf.fetched) == (2, 3)
+    assert go(shelf, inbox, taken=taken).objects == 4
+    assert inbox.got == ["CT", "CT", "CT", "SEG"]
+    assert len(set(inbox.uids)) == 4
+    assert shelf.fetched == 5
 
 
 def test_a_delivery_ends_where_it_is_told_to() -> None:
@@ -132,13 +170,21 @@ def test_a_delivery_ends_where_it_is_told_to() -> None:
 
 
 @contextmanager
-def server(*answers: Answer) -> Iterator[Destination]:
-    """Serve these answers, one after another; the last is repeated."""
+def server(*answers: Answer, logins: list[str | None] | None = None) -> Iterator[Destination]:
+    """Serve these answers, one after another; the last is repeated.
+
+    Parameters
+    ----------
+    logins
+        Gets what each request says of its user.
+    """
     left = list(answers)
 
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if logins is not None:
+                logins.append(self.headers["Authorization"])
             status, content = left.pop(0) if len(left) > 1 else left[0]
             body = json.dumps(content).encode()
             self.send_response(status)
@@ -162,32 +208,79 @@ def server(*answers: Answer) -> Iterator[Destination]:
         odd.server_close()
 
 
-def listed(sequence: str, data: bytes, reason: int | None = None) -> dict[str, object]:
+def listed(
+    sequence: str, data: bytes, reason: int | None = None, tag: str = "00081197"
+) -> dict[str, object]:
     """Return the answer to a store that lists an object (PS3.18 I.2.2)."""
     uid = dcmread(BytesIO(data)).SOPInstanceUID
     item: dict[str, object] = {"00081155": {"vr": "UI", "Value": [uid]}}
     if reason is not None:
-        item["00081197"] = {"vr": "US", "Value": [reason]}
+        item[tag] = {"vr": "US", "Value": [reason]}
     return {sequence: {"vr": "SQ", "Value": [item]}}
 
 
-STORED, FAILED = "00081199", "00081198"
+STORED, FAILED, WARNING = "00081199", "00081198", "00081196"
 
 
-def stow(destination: Destination, *batch: bytes) -> int:
-    sizes: list[int] = []
-    receiver = receiver_of(destination, "SEGNODE", {})
+LOGIN = {"SEGNODE_DESTINATION_WEB_USER": "u", "SEGNODE_DESTINATION_WEB_PASSWORD": "p"}
+
+
+def stow(
+    destination: Destination, *batch: bytes, environ: Mapping[str, str] | None = None
+) -> list[str]:
+    """Send a batch and return what was said of each object that was taken."""
+    said: list[str] = []
+    receiver = receiver_of(destination, "SEGNODE", environ or {})
     try:
-        receiver.send("1.2", batch, lambda size, _: sizes.append(size))
+        receiver.send("1.2", by_uid(*batch), lambda _, __, note: said.append(note))
     except SegnodeError as error:
-        error.add_note(f"{len(sizes)} taken")
+        error.add_note(f"{len(said)} taken")
         raise
-    return len(sizes)
+    return said
 
 
 def test_what_is_listed_as_stored_is_taken() -> None:
     with server((200, listed(STORED, seg()))) as web:
-        assert stow(web, seg()) == 1
+        assert stow(web, seg()) == [""]
+
+
+def test_a_warning_on_what_is_stored_is_kept_as_a_note() -> None:
+    with server((202, listed(STORED, seg(), 0xB007, WARNING))) as web:
+        assert stow(web, seg()) == ["taken with the warning B007H"]
+
+
+@pytest.mark.parametrize("reason", [0x0111, 45070])
+def test_what_the_archive_has_already_is_taken(reason: int) -> None:
+    with server((409, listed(FAILED, seg(), reason))) as web:
+        assert stow(web, seg()) == ["it had the object already"]
+
+
+def test_nobody_logs_in_without_a_user() -> None:
+    logins: list[str | None] = []
+    with server((200, listed(STORED, seg())), logins=logins) as web:
+        stow(web, seg())
+        stow(web, seg(), environ=LOGIN)
+    assert logins == [None, "Basic dTpw"]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    ("environ", "says"), [({}, "does not let us in without a user"), (LOGIN, "refuses our user")]
+)
+def test_a_login_that_is_refused_is_named_with_its_status(
+    status: int, environ: Mapping[str, str], says: str
+) -> None:
+    with (
+        server((status, {})) as web,
+        pytest.raises(PeerUnavailable, match=rf"{says} \({status}\)"),
+    ):
+        stow(web, seg(), environ=environ)
+
+
+def test_a_failure_that_names_no_object_is_worth_another_try() -> None:
+    nameless = {FAILED: {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0xA700]}}]}}
+    with server((409, nameless)) as web, pytest.raises(PeerUnavailable, match="without a reason"):
+        stow(web, seg())
 
 
 def test_an_answer_that_lists_nothing_is_no_success() -> None:
@@ -203,7 +296,6 @@ def test_a_refusal_names_address_class_and_reason_and_the_others_go_on() -> None
     assert web.url in refused.value.sentence
     assert "CT Image Storage" in refused.value.sentence
     assert "0122H" in refused.value.sentence
-    assert "1 of 2 were refused" in refused.value.sentence
     assert refused.value.__notes__ == ["1 taken"]
 
 
@@ -226,9 +318,13 @@ def test_what_may_be_mended_is_tried_again(answer: Answer, code: str, words: str
     ("status", "said"),
     [(200, "answers"), (204, "answers"), (403, "which sending does not need")],
 )
-def test_the_doctor_is_content_with_an_answer(status: int, said: str) -> None:
+def test_the_doctor_is_content_with_an_answer_and_says_what_it_did_not_ask(
+    status: int, said: str
+) -> None:
     with server((status, [])) as web:
-        assert receiver_of(web, "SEGNODE", {}).check().endswith(said)
+        found = receiver_of(web, "SEGNODE", {}).check()
+    assert said in found
+    assert found.endswith("whether it takes results shows when one is sent")
 
 
 @pytest.mark.parametrize(
@@ -243,3 +339,18 @@ def test_a_certificate_that_cannot_be_read_is_named() -> None:
     web = Destination(name="web", url="https://127.0.0.1:1", certificate="/nowhere.pem")
     with pytest.raises(SettingsError, match=r"/nowhere\.pem of destination 'web'"):
         receiver_of(web, "SEGNODE", {})
+
+
+def test_a_destination_is_sent_to_as_soon_as_its_settings_can_be_followed() -> None:
+    environ = {"SEGNODE_DESTINATION_WEB_USER": "u"}
+    with server((200, listed(STORED, seg()))) as web:
+        late = LateReceiver(web, "SEGNODE", environ)
+        with pytest.raises(PeerUnavailable, match="WEB_PASSWORD is not") as unready:
+            late.send("1.2", by_uid(seg()), lambda *_: None)
+        with pytest.raises(SettingsError, match="WEB_PASSWORD is not"):
+            late.check()
+        environ |= LOGIN
+        said: list[str] = []
+        late.send("1.2", by_uid(seg()), lambda _, __, note: said.append(note))
+    assert unready.value.code == "peer-settings"
+    assert said == [""]

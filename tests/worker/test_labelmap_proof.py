@@ -223,13 +223,43 @@ def test_a_fault_of_the_writer_is_found(made, fault, words):
         check(made, changed(made, fault))
 
 
-def test_pixels_that_are_not_compressed_are_found(made):
-    def decompress(seg):
-        seg.decompress()
-        assert seg.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+def decompressed(seg):
+    seg.decompress()
+    assert seg.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
 
-    with pytest.raises(ProofFailed, match="transfer syntax"):
-        check(made, changed(made, decompress))
+
+def test_pixels_that_an_archive_decompressed_pass(made):
+    check(made, changed(made, decompressed))
+
+
+def spoil_a_pixel(seg):
+    decompressed(seg)
+    pixels = bytearray(seg.PixelData)
+    pixels[5000] ^= 1
+    seg.PixelData = bytes(pixels)
+
+
+def cut_pixels(seg):
+    decompressed(seg)
+    seg.PixelData = seg.PixelData[: -SHAPE[1] * SHAPE[2] + 1]
+
+
+def pad_pixels(seg):
+    decompressed(seg)
+    seg.PixelData += bytes(SHAPE[1] * SHAPE[2] + 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (spoil_a_pixel, r"Segment \d+ differs from the labels in slice 8"),
+        (cut_pixels, "describes 9 frames, 8019 bytes of pixels, and has 7130"),
+        (pad_pixels, "describes 9 frames, 8019 bytes of pixels, and has 8912"),
+    ],
+)
+def test_a_fault_in_pixels_that_an_archive_decompressed_is_found(made, fault, words):
+    with pytest.raises(ProofFailed, match=words):
+        check(made, changed(made, fault))
 
 
 def test_one_more_labelled_voxel_is_missed_with_its_segment_and_slice(made):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import datetime
 from io import BytesIO
@@ -12,9 +13,12 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
 from segnode_contract.card import Card
-from segnode_contract.findings import Findings, Measurement
+from segnode_contract.findings import Findings, Measurement, Withheld
+from segnode_worker.intensity import measured
 from segnode_worker.plausible import counts_of, judged
 from segnode_worker.proof import prove
+from segnode_worker.report import report
+from segnode_worker.report_proof import prove_report
 from segnode_worker.segmentation import ResultIdentity, encode
 from segnode_worker.stack import Stack
 
@@ -45,7 +49,9 @@ def test_a_volume_outside_is_withheld_and_the_value_named(
         (2, "Implausible: 6 ml, and the model's card says that 1 to 2 ml can be true.")
     ]
     assert np.array_equal(on_slices[1], others)
-    assert 2 not in {m.segment for m in findings.measurements}
+    [volume] = [m for m in findings.measurements if m.segment == 2]
+    assert (volume.name, volume.value, volume.unit) == ("Volume", None, "ml")
+    assert volume.reason == findings.withheld[0].reason
 
 
 def test_what_a_model_measured_of_a_withheld_segment_is_no_number_any_more(
@@ -55,9 +61,69 @@ def test_what_a_model_measured_of_a_withheld_segment_is_no_number_any_more(
     findings = judged(
         on_slices, counts_of(on_slices), strict, Findings(measurements=(density,)), TENTH
     )
-    (found,) = [m for m in findings.measurements if m.segment == 2]
-    assert found.value is None
-    assert "6 ml" in found.reason
+    found = [m for m in findings.measurements if m.segment == 2]
+    assert [m.name for m in found] == ["Mean density", "Volume"]
+    assert all(m.value is None and "6 ml" in m.reason for m in found)
+
+
+def test_the_volume_of_what_a_model_left_out_is_not_measurable(
+    card: Card, on_slices: NDArray[np.uint8]
+) -> None:
+    on_slices[1][on_slices[1] == 1] = 0
+    said = Findings(withheld=(Withheld(segment=2, reason="Cut."), Withheld(segment=5, reason="X.")))
+    known = Measurement(segment=5, name="Volume", value=None, unit="ml", reason="Said by it.")
+    said = replace(said, measurements=(known,))
+    findings = judged(on_slices, counts_of(on_slices), card, said, TENTH)
+    volumes = {m.segment: (m.value, m.reason) for m in findings.measurements}
+    assert len(findings.measurements) == len(volumes) == len(card.segments)
+    assert volumes[2] == (None, "Cut.")
+    assert volumes[5] == (None, "Said by it.")
+
+
+def test_a_result_of_which_all_is_left_out_has_a_report(
+    card: Card, on_slices: NDArray[np.uint8], stack: Stack, identity: ResultIdentity
+) -> None:
+    on_slices[:] = 0
+    reasons = {s.number: f"No {s.label}." for s in card.segments}
+    said = Findings(withheld=tuple(Withheld(segment=n, reason=why) for n, why in reasons.items()))
+    counts = counts_of(on_slices)
+    findings = judged(on_slices, counts, card, said, TENTH)
+    findings = measured(stack, on_slices, counts, card, findings)
+    made_at = datetime(2026, 2, 3)
+    seg = b"".join(encode(stack, on_slices, card, findings, identity, made_at))
+    sr = report(stack, card, findings, identity, made_at)
+    prove_report(sr, seg, stack, card, findings)
+    assert all(reason in str(dcmread(BytesIO(sr))) for reason in reasons.values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_a_model_measured_and_is_no_number_is_not_measurable(
+    card: Card, on_slices: NDArray[np.uint8], value: float
+) -> None:
+    said = Findings(
+        measurements=(
+            Measurement(segment=1, name="Volume", value=value, unit="ml"),
+            Measurement(segment=1, name="Mean", value=40.0, unit="[hnsf'U]"),
+        )
+    )
+    findings = judged(on_slices, counts_of(on_slices), card, said, TENTH)
+    volume, mean, *_ = findings.measurements
+    reason = f"Not measurable: the model test-tissue gave {value} in place of a number."
+    assert (volume.value, volume.reason) == (None, reason)
+    assert mean == said.measurements[1]
+    json.dumps(findings.to_json(), allow_nan=False)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_intensities_beyond_numbers_are_not_measurable(
+    card: Card, on_slices: NDArray[np.uint8], stack: Stack
+) -> None:
+    values = np.full(stack.values.shape, np.inf, np.float32)
+    endless = replace(stack, volume=stack.volume.with_array(values), values=values)
+    findings = measured(endless, on_slices, counts_of(on_slices), card, Findings())
+    assert findings.measurements
+    assert all(m.value is None and m.reason for m in findings.measurements)
+    json.dumps(findings.to_json(), allow_nan=False)
 
 
 def test_a_card_can_have_it_marked_instead(

@@ -17,6 +17,7 @@ from pydicom import dcmread
 from pydicom.uid import MRImageStorage
 
 from segnode_cli.ct_series import as_file, ct_series
+from segnode_contract.card import Code
 from segnode_contract.errors import BrokenInstance, ProofFailed
 from segnode_contract.findings import Findings, Marked, Measurement, Withheld
 from segnode_contract.form import Form
@@ -211,6 +212,25 @@ def test_a_label_map_is_referred_to_as_such(stack, labels, card, identity, tmp_p
         prove_report(other, seg, stack, one_plane, findings)
 
 
+def test_every_modifier_of_a_segment_is_said(stack, labels, card, identity):
+    upper = Code(value="261183002", scheme="SCT", meaning="Upper")
+    posterior = Code(value="255551008", scheme="SCT", meaning="Posterior")
+    body, right, *rest = card.segments
+    right = replace(right, modifiers=(*right.modifiers, upper, posterior))
+    more = replace(card, segments=(body, right, *rest))
+    made = reported_of(stack, labels, more, identity)
+    (kind,) = read(made.seg).SegmentSequence[1].SegmentedPropertyTypeCodeSequence
+    assert len(kind.SegmentedPropertyTypeModifierCodeSequence) == 3
+    sites = groups_by_highdicom(made.data)[1].finding_sites
+    assert [(s.laterality.meaning, s.topographical_modifier.meaning) for s in sites] == [
+        ("Right", "Upper"),
+        ("Right", "Posterior"),
+    ]
+    prove_report(made.data, made.seg, stack, more, made.findings)
+    with pytest.raises(ProofFailed, match="modifies segment 2 by"):
+        prove_report(made.data, made.seg, stack, card, made.findings)
+
+
 def test_it_says_what_made_it_and_that_nobody_checked_it(reported, identity):
     made = read(reported.data)
     assert (made.Modality, made.SeriesNumber) == ("SR", 10000)
@@ -295,14 +315,14 @@ def test_texts_beyond_ascii_and_names_beyond_ours_are_written_and_proved(
             Measurement(segment=2, name="Fläche der Pleura", value=3.5, unit="cm2"),
             Measurement(segment=2, name="Ratio", value=float("nan"), unit="1"),
         ),
-        limitations=("Müller’s mask – 1988.",),
+        limitations=("Müller’s mask – 1988, Gefäße groß, 肝臓.",),
     )
     empty = np.zeros_like(labels)
     made = reported_of(stack, empty, card, identity, said)
     prove_report(made.data, made.seg, stack, card, made.findings)
     text = read_by_dsr2html(made.data, tmp_path)
     assert "Flache der Pleura : 3.5 cm2" in text.replace(" :", ":").replace(":", " :")
-    assert "Muller?s mask ? 1988." in text
+    assert "Muller's mask - 1988, Gefasse gross, ??." in text.replace("&#39;", "'")
 
 
 def test_mean_and_deviation_are_those_of_the_voxels(stack, labels, card):

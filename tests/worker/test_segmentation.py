@@ -220,7 +220,7 @@ def test_a_segment_left_out_says_so_in_its_label_and_why_in_its_description(made
     prove(data, made.stack, labels, made.card, findings)
     bone = read(data).SegmentSequence[3]
     assert bone.SegmentLabel == "Bone (left out)"
-    assert bone.SegmentDescription == "Contrast is likely ? e."
+    assert bone.SegmentDescription == "Contrast is likely - e."
 
 
 def test_voxels_of_a_segment_left_out_are_the_models_fault(made, identity):

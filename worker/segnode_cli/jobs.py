@@ -16,10 +16,10 @@ from rich.table import Column, Table
 from segnode_cli.node import node_variables, read_environment
 from segnode_cli.show import console, say
 from segnode_contract.errors import SetupError
-from segnode_contract.findings import Findings
+from segnode_contract.findings import Findings, Marked, Measurement, Withheld
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState
 from segnode_contract.ledger import ActLedger, Ledger, LedgerView
-from segnode_contract.ledger.view import DeliveryRow, JobRow
+from segnode_contract.ledger.view import DeliveryRow
 
 
 @contextmanager
@@ -107,8 +107,9 @@ def show_job(data: Path, key: str, as_json: bool) -> None:
     console.print(f"{row.key} {row.state}{far}, {made_by}")
     if row.error_code:
         console.print(f"{row.error_code} in {row.error_stage}: {row.error_sentence}", markup=False)
-    for line in _findings(row, names):
-        console.print(line, markup=False, highlight=False)
+    if row.findings is not None:
+        for line in lines_of(Findings.from_json(row.findings), names):
+            console.print(line, markup=False, highlight=False)
     for run in job.runs:
         times = ", ".join(
             f"{s.stage} {s.seconds:.2f} s" if s.seconds is not None else f"{s.stage} …"
@@ -122,18 +123,28 @@ def show_job(data: Path, key: str, as_json: bool) -> None:
         console.print(f"{at} {event.kind} by {event.actor} {event.detail}", markup=False)
 
 
-def _findings(row: JobRow, names: Mapping[int, str]) -> Iterator[str]:
-    """Yield what the model measured, and what of it is left out or in doubt."""
-    if row.findings is None:
-        return
-    found = Findings.from_json(row.findings)
+def lines_of(found: Findings, names: Mapping[int, str]) -> Iterator[str]:
+    """Give what a job measured, what of it is left out or in doubt, and what limits it.
+
+    Where a series held several stacks, each line says of which one it is.
+    """
+    said = (found.measurements, found.marked, found.withheld)
+    several = any(each.stack > 1 for some in said for each in some)
+
+    def name_of(each: Measurement | Marked | Withheld) -> str:
+        name = names.get(each.segment, str(each.segment))
+        return f"{name}, stack {each.stack}" if several else name
+
     for m in found.measurements:
-        value = f"{m.value:.1f} {m.unit}" if m.value is not None else f"not measurable: {m.reason}"
-        yield f"{names.get(m.segment, m.segment)}, {m.name}: {value}"
+        reason = m.reason.removeprefix("Not measurable: ")
+        value = f"{m.value:.1f} {m.unit}" if m.value is not None else f"not measurable: {reason}"
+        yield f"{name_of(m)}, {m.name}: {value}"
     for marked in found.marked:
-        yield f"{names.get(marked.segment, marked.segment)} is shown, but in doubt: {marked.reason}"
+        yield f"{name_of(marked)} is shown, but in doubt: {marked.reason}"
     for withheld in found.withheld:
-        yield f"{names.get(withheld.segment, withheld.segment)} is left out: {withheld.reason}"
+        yield f"{name_of(withheld)} is left out: {withheld.reason}"
+    for text in found.limitations:
+        yield f"limitation of these images: {text}"
 
 
 def _delivery(row: DeliveryRow) -> str:
@@ -166,10 +177,17 @@ def retry_jobs(data: Path, keys: Sequence[str]) -> None:
         view, acts = LedgerView(ledger), ActLedger(ledger)
         whole = [_retryable(view, key) for key in keys]
         for key in whole:
-            if acts.retry(key, actor()):
+            queued = acts.retry(key, actor())
+            if queued:
                 say(f"job {key[:12]} is queued again")
-            for name in acts.send_again(key, actor()):
+            names = acts.send_again(key, actor())
+            for name in names:
                 say(f"the result of job {key[:12]} is sent to {name} again")
+            if not queued and not names:
+                say(
+                    f"the result of job {key[:12]} is in a sender's hands just now; one that died "
+                    "is noticed within lease_s of [limits], and the result then sent again"
+                )
 
 
 def cancel_jobs(data: Path, keys: Sequence[str]) -> None:

@@ -24,11 +24,28 @@ from segnode_contract.errors import (
     UidCollision,
 )
 from segnode_worker.multipart import BrokenMultipart, body, parts
+from segnode_worker.rewritten import same_object
 
 _ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _CHUNK = 1 << 18  # larger than an image, it would leave holes between the images
 _LATER = (408, 425, 429)
 _OUT_OF_RESOURCES = 0xA7  # the high byte of a failure reason, PS3.4 B.2.3
+_DUPLICATES = (0x0111, 45070)  # PS3.7 C.5; what Azure says instead
+_PAGE = 1000
+
+
+class LoginRefused(ArchiveUnavailable):
+    """The archive refuses our user, or asks for one."""
+
+    code = "archive-password"
+
+    def __init__(self, sentence: str, *, status: int = 401) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class AlreadyStored(StoreRefused):
+    """The archive has an object of this UID, and keeps that one."""
 
 
 class Archive(Protocol):
@@ -81,7 +98,7 @@ class DicomWebArchive:
     url
         Its root, ``http://127.0.0.1:8042/dicom-web``, say.
     user, password
-        For HTTP's basic authentication.
+        For HTTP's basic authentication; both empty where the archive asks for none.
     timeout_s
         How long an answer may stay silent.
     certificate
@@ -93,7 +110,7 @@ class DicomWebArchive:
     ) -> None:
         self._url = url.rstrip("/")
         self._headers = urllib3.make_headers(
-            basic_auth=f"{user}:{password}", accept_encoding="identity"
+            basic_auth=f"{user}:{password}" if user else None, accept_encoding="identity"
         )
         trust = trust_in(certificate)
         self._pool = urllib3.PoolManager(
@@ -121,13 +138,31 @@ class DicomWebArchive:
         found = self._get(f"{series}/instances/{quote(instance_uid)}")
         return found[0] if found else None
 
+    def instance_uids(self, study_uid: str, series_uid: str) -> list[str]:
+        """Return the SOP Instance UIDs of a series, none where the archive lacks it (QIDO-RS).
+
+        Raises as `fetch_series`. An archive may give fewer at once than it is asked for.
+        """
+        path = f"/studies/{quote(study_uid)}/series/{quote(series_uid)}/instances"
+        uids: dict[str, None] = {}
+        known = -1
+        while len(uids) > known:
+            known = len(uids)
+            uids |= dict.fromkeys(self._found(f"{path}?limit={_PAGE}&offset={known}"))
+        return list(uids)
+
     def store(self, study_uid: str, data: bytes | mmap) -> None:
-        """Store one instance (STOW-RS).
+        """Store one instance (STOW-RS); raises as `hand_over`."""
+        self.hand_over(study_uid, data)
+
+    def hand_over(self, study_uid: str, data: bytes | mmap) -> int:
+        """Store one instance, and return the reason of the warning that it got, 0 without one.
 
         Raises
         ------
         StoreRefused
-            If the answer does not list the instance among those stored, whatever its status.
+            If the answer does not list the instance among those stored, whatever its status; as
+            `AlreadyStored` where one of its UID was there.
         ArchiveUnavailable
             As `fetch_series`.
         """
@@ -148,7 +183,7 @@ class DicomWebArchive:
         self._check_status(answer.status)
         if answer.status in (404, 405):
             raise self._not_dicomweb(f"answers {answer.status} to a store")
-        _check_stored(text, instance_uid, answer.status)
+        return _check_stored(text, instance_uid, answer.status)
 
     def _get(self, path: str) -> list[bytes]:
         answer = self._ask("GET", path, {"Accept": _ACCEPT})
@@ -170,6 +205,21 @@ class DicomWebArchive:
         finally:
             # what is left of an answer must not be taken for the next one
             answer.close()
+
+    def _found(self, path: str) -> list[str]:
+        """Return the SOP Instance UIDs that a search gives (PS3.18 10.6)."""
+        answer = self._ask("GET", path, {"Accept": "application/dicom+json"})
+        try:
+            text = self._read(answer)
+        finally:
+            answer.release_conn()
+        self._check_status(answer.status)
+        if answer.status in (204, 404):
+            return []
+        try:
+            return [found["00080018"]["Value"][0] for found in json.loads(text)]
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise self._not_dicomweb(f"answers {answer.status} to a search") from error
 
     def _ask(
         self,
@@ -198,10 +248,10 @@ class DicomWebArchive:
 
     def _check_status(self, status: int) -> None:
         if status in (401, 403):
-            raise ArchiveUnavailable(
+            raise LoginRefused(
                 f"The archive at {self._url} refuses the worker's user ({status}); set its name "
                 "and password as the archive has them.",
-                code="archive-password",
+                status=status,
             )
         if status >= 500 or status in _LATER:
             raise ArchiveUnavailable(
@@ -234,7 +284,8 @@ class DicomWebArchive:
 def confirm(archive: Archive, study_uid: str, data: bytes | mmap) -> bytes:
     """Read a stored instance back, compare it with what was sent, and return it.
 
-    An archive may write an object anew, so that equal content counts where the bytes differ.
+    An archive may write an object anew, in another transfer syntax even, so that equal content
+    counts where the bytes differ.
 
     Raises
     ------
@@ -285,11 +336,11 @@ def same_content(kept: bytes, sent: bytes | mmap) -> bool:
     with warnings.catch_warnings():
         # pydicom's warnings quote values, which may be a patient's
         warnings.simplefilter("ignore")
-        return bool(dcmread(BytesIO(kept)) == dcmread(as_stream(sent)))
+        return same_object(dcmread(BytesIO(kept)), dcmread(as_stream(sent)))
 
 
-def _check_stored(text: bytes, instance_uid: str, status: int) -> None:
-    """Look for our instance in the answer to a store (PS3.18 I.2.2)."""
+def _check_stored(text: bytes, instance_uid: str, status: int) -> int:
+    """Look for our instance in the answer to a store (PS3.18 I.2.2); return a warning's reason."""
     try:
         answer = Dataset.from_json(json.loads(text))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -297,22 +348,24 @@ def _check_stored(text: bytes, instance_uid: str, status: int) -> None:
             f"The archive answered {status} to the result {instance_uid} and did not say what it "
             "stored; see its log."
         ) from error
-    if instance_uid in _listed(answer, "ReferencedSOPSequence"):
-        return
-    reason = _listed(answer, "FailedSOPSequence").get(instance_uid)
+    stored = _listed(answer, "ReferencedSOPSequence", "WarningReason")
+    if instance_uid in stored:
+        return stored[instance_uid] or 0
+    reason = _listed(answer, "FailedSOPSequence", "FailureReason").get(instance_uid)
     said = "without a reason" if reason is None else f"for the reason {reason:04X}H"
     refusal: type[StoreRefused | TransientError] = StoreRefused
     # Orthanc names neither object nor reason when its disk is full
     if reason is None or reason >> 8 == _OUT_OF_RESOURCES:
         refusal = ArchiveUnavailable
+    elif reason in _DUPLICATES:
+        refusal = AlreadyStored
     raise refusal(
         f"The archive answered {status} and did not store the result {instance_uid}, {said}; see "
         "its log, whether its disk is full, and whether it takes Segmentation objects."
     )
 
 
-def _listed(answer: Dataset, keyword: str) -> dict[str, Any]:
+def _listed(answer: Dataset, keyword: str, reason: str) -> dict[str, Any]:
     return {
-        item.ReferencedSOPInstanceUID: item.get("FailureReason")
-        for item in answer.get(keyword) or []
+        item.get("ReferencedSOPInstanceUID"): item.get(reason) for item in answer.get(keyword) or []
     }

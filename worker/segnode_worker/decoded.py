@@ -21,11 +21,12 @@ from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from segnode_contract.errors import ProofFailed
 from segnode_worker.archive import as_stream
 from segnode_worker.attributes import BROKEN
+from segnode_worker.rewritten import plugin_for
 from segnode_worker.stack import Source
 
 _PIXEL_DATA, _PER_FRAME = 0x7FE00010, 0x52009230
@@ -79,15 +80,17 @@ class Held:
         )
         count = len(self.frames)
         options = {_snake(keyword): self.head[keyword].value for keyword in keywords}
-        decoded = get_decoder(RLELossless).iter_array(
-            bytes(self.pixels),
-            number_of_frames=count,
-            pixel_keyword="PixelData",
-            decoding_plugin="pydicom",
-            **options,
-        )
+        syntax = self.head.file_meta.TransferSyntaxUID
+        self._check_length(syntax, count)
         number = 0
         try:
+            decoded = get_decoder(syntax).iter_array(
+                bytes(self.pixels),
+                number_of_frames=count,
+                pixel_keyword="PixelData",
+                decoding_plugin=plugin_for(syntax),
+                **options,
+            )
             for number, (frame, _) in enumerate(decoded, 1):
                 if number > count:
                     break
@@ -97,6 +100,16 @@ class Held:
         if number != count:
             has = "more" if number > count else number
             raise ProofFailed(f"The result describes {count} frames and has pixels of {has}.")
+
+    def _check_length(self, syntax: UID, count: int) -> None:
+        """Count the pixels that are not compressed; the decoder would pass over more of them."""
+        if syntax.is_encapsulated:
+            return
+        has, needs = len(self.pixels), count * int(self.head.Rows) * int(self.head.Columns)
+        if has != needs + needs % 2:
+            raise ProofFailed(
+                f"The result describes {count} frames, {needs} bytes of pixels, and has {has}."
+            )
 
 
 def read_held(data: bytes | mmap) -> Held:
@@ -114,7 +127,7 @@ def read_held(data: bytes | mmap) -> Held:
 
 def _frames(head: Dataset) -> Iterator[HeldFrame]:
     raw = head.get_item(_PER_FRAME)
-    if isinstance(raw, RawDataElement) and isinstance(raw.value, bytes):
+    if isinstance(raw, RawDataElement) and isinstance(raw.value, bytes) and not raw.is_implicit_VR:
         try:
             return iter([*_parted(raw.value)])
         except struct.error:

@@ -28,6 +28,7 @@ _CONNECT_S = 10
 _ANSWER_S = 120
 """How long a peer may be silent: it may write a large object to a slow disk first."""
 _PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+HAD_IT = "it had the object already"
 _DUPLICATE = 0x0111
 _PROCESSING_FAILURE = 0x0110
 _WORDS = {
@@ -114,9 +115,9 @@ class Link:
         if code == 0:
             return ""
         if code == _DUPLICATE:
-            return "it had the object already"
+            return HAD_IT
         if code & 0xF000 == 0xB000:
-            return f"taken with the warning {code:04X}H"
+            return warned(code)
         meaning = _WORDS.get(code) or _RANGES.get(code & 0xFF00) or _RANGES.get(code & 0xF000)
         said = f"{code:04X}H" + (f": {meaning}" if meaning else "")
         if code & 0xFF00 == 0xA700 or code == _PROCESSING_FAILURE:
@@ -184,6 +185,11 @@ def kind_of(instance: Dataset) -> Kind:
 def name_of(uid: str) -> str:
     """Return what the standard calls a SOP class or transfer syntax; the UID where unknown."""
     return _NAMES.get(uid) or str(UID(uid).name)
+
+
+def warned(code: int) -> str:
+    """Return what is noted of an object that was taken with a warning."""
+    return f"taken with the warning {code:04X}H"
 
 
 def refusal(peer: object, kind: Kind) -> PeerRefused:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
+from collections.abc import Iterable
 from datetime import datetime
 from io import BytesIO
 
@@ -11,21 +11,72 @@ from pydicom import Dataset, dcmwrite
 
 from segnode_contract.card import Code
 from segnode_contract.errors import BrokenInstance
+from segnode_contract.plain_text import without_accents
 from segnode_worker.attributes import BROKEN
 from segnode_worker.study import copy_study
 
 VERIFIED_BY_NOBODY = "Made by a machine, for research; verified by nobody"
 
+_PATIENT = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+)
+
 
 def ascii_text(text: str, limit: int = 64) -> str:
-    """Return a text of ours as any character set of the images can hold it."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return plain.encode("ascii", "replace").decode()[:limit].strip()
+    """Return a text of ours as any character set of the images can hold it.
+
+    What cannot be said in ASCII becomes a question mark; a card has no such names (`parse_card`).
+    """
+    return without_accents(text).encode("ascii", "replace").decode()[:limit].strip()
 
 
 def concept(code: Code) -> hd.sr.CodedConcept:
     """Return a code of a card as an item of a sequence."""
     return hd.sr.CodedConcept(code.value, code.scheme, ascii_text(code.meaning))
+
+
+def nobody() -> Dataset:
+    """Return a dataset that has what highdicom asks of patient and study, and says nothing of them.
+
+    `written` copies both, which need not be valid, from the images.
+    """
+    made = Dataset()
+    for keyword in _PATIENT:
+        setattr(made, keyword, None)
+    return made
+
+
+def by_series(objects: Iterable[tuple[str, str, str]], instances: str) -> list[Dataset]:
+    """Return an item for each series that refers to its objects, each once.
+
+    Parameters
+    ----------
+    objects
+        Series, SOP Instance and SOP Class UID of each.
+    instances
+        Keyword of the sequence of references, which one module calls otherwise than another
+        (PS3.3 C.12.2, C.17.2).
+    """
+    series: dict[str, dict[str, Dataset]] = {}
+    for series_uid, instance_uid, class_uid in objects:
+        reference = Dataset()
+        reference.ReferencedSOPClassUID = class_uid
+        reference.ReferencedSOPInstanceUID = instance_uid
+        series.setdefault(series_uid, {})[instance_uid] = reference
+    items = []
+    for series_uid, references in series.items():
+        item = Dataset()
+        item.SeriesInstanceUID = series_uid
+        setattr(item, instances, list(references.values()))
+        items.append(item)
+    return items
 
 
 def set_dates(head: Dataset, made_at: datetime) -> None:

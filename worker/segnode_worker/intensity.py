@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from segnode_contract.card import Card
 from segnode_contract.findings import Findings, Measurement
+from segnode_worker.plausible import finite
 from segnode_worker.stack import Stack
 
 _MEAN, _DEVIATION = "Mean", "Standard deviation"
@@ -55,6 +56,7 @@ def measured(
         for name, value in zip((_MEAN, _DEVIATION), values, strict=True):
             if not any(m.name in _NAMES[name] for m in given):
                 one = Measurement(segment=segment.number, name=name, value=value, unit=unit)
+                one = finite(one, "the sum of intensities")
                 new.append(_unless(_reason_against(given), one))
     return replace(findings, measurements=(*findings.measurements, *new))
 

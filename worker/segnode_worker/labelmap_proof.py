@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.uid import RLELossless
 
 from segnode_contract.card import Segment
 from segnode_contract.errors import ProofFailed
@@ -62,9 +61,9 @@ def prove_labelmap(
 
 
 def _prove_kind(made: Dataset) -> None:
+    # not in which transfer syntax: an archive may keep it in another, and the voxels say the rest
     pairs = {
         "SOP class": (made.SOPClassUID, Form.LABELMAP.storage),
-        "transfer syntax": (made.file_meta.TransferSyntaxUID, RLELossless),
         "pixel padding value": (made.PixelPaddingValue, 0),
         "sign of pixels": (made.PixelRepresentation, 0),
         "photometric interpretation": (made.PhotometricInterpretation, "MONOCHROME2"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +33,9 @@ def judged(
 ) -> Findings:
     """Hold the volume of each segment against the card, and measure those that nobody measured.
 
-    A segment without a voxel is absent, which is always plausible: the images may not show it.
+    A segment without a voxel is absent, which is always plausible: the images may not show it. The
+    volume of one that is withheld is not measurable, so that every segment has one. What a model
+    measured and is no number is not measurable either.
 
     Parameters
     ----------
@@ -48,9 +51,12 @@ def judged(
     Findings
         Those of the model, and what was found here.
     """
-    left_out = {item.segment for item in findings.withheld}
+    given = tuple(finite(m, f"the model {card.name}") for m in findings.measurements)
+    findings = replace(findings, measurements=given)
+    withheld = {item.segment: item.reason for item in findings.withheld}
     for segment in card.segments:
-        if segment.number in left_out:
+        if segment.number in withheld:
+            findings = _with_volume(findings, segment, None, withheld[segment.number])
             continue
         volume_ml = float(counts[segment.plane, :, segment.value] @ slice_ml)
         doubt = _doubt(segment, volume_ml)
@@ -59,8 +65,20 @@ def judged(
             plane[plane == segment.value] = 0
             findings = _withheld(findings, segment, doubt)
         else:
-            findings = _measured(findings, segment, volume_ml, doubt)
+            findings = _with_volume(findings, segment, volume_ml)
+            findings = _marked(findings, segment, doubt) if doubt else findings
     return findings
+
+
+def finite(measurement: Measurement, source: str) -> Measurement:
+    """Return a measurement as it is, or as not measurable where `source` gave NaN or infinity.
+
+    Neither is a number in JSON, nor to a reader.
+    """
+    if measurement.value is None or math.isfinite(measurement.value):
+        return measurement
+    reason = f"Not measurable: {source} gave {measurement.value} in place of a number."
+    return replace(measurement, value=None, reason=reason)
 
 
 def _doubt(segment: Segment, volume_ml: float) -> str:
@@ -80,19 +98,26 @@ def _withheld(findings: Findings, segment: Segment, doubt: str) -> Findings:
         replace(m, value=None, reason=doubt) if m.segment == segment.number else m
         for m in findings.measurements
     ]
-    return replace(
+    findings = replace(
         findings,
         withheld=(*findings.withheld, Withheld(segment=segment.number, reason=doubt)),
         measurements=tuple(measurements),
     )
+    return _with_volume(findings, segment, None, doubt)
 
 
-def _measured(findings: Findings, segment: Segment, volume_ml: float, doubt: str) -> Findings:
+def _with_volume(
+    findings: Findings, segment: Segment, volume_ml: float | None, reason: str = ""
+) -> Findings:
+    """Add the volume of a segment where nobody said it."""
     number = segment.number
-    if not any(m.segment == number and m.name == _VOLUME for m in findings.measurements):
-        volume = Measurement(segment=number, name=_VOLUME, value=volume_ml, unit="ml")
-        findings = replace(findings, measurements=(*findings.measurements, volume))
-    if doubt:
-        marked = Marked(segment=number, reason=doubt)
-        findings = replace(findings, marked=(*findings.marked, marked))
-    return findings
+    if any(m.segment == number and m.name == _VOLUME for m in findings.measurements):
+        return findings
+    volume = Measurement(segment=number, name=_VOLUME, value=volume_ml, unit="ml", reason=reason)
+    return replace(findings, measurements=(*findings.measurements, volume))
+
+
+def _marked(findings: Findings, segment: Segment, doubt: str) -> Findings:
+    return replace(
+        findings, marked=(*findings.marked, Marked(segment=segment.number, reason=doubt))
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from io import BytesIO
 from typing import Protocol
 
@@ -25,8 +26,9 @@ from segnode_contract.errors import (
     SettingsError,
     StoreRefused,
 )
-from segnode_worker.archive import DicomWebArchive, trust_in
+from segnode_worker.archive import AlreadyStored, DicomWebArchive, LoginRefused, trust_in
 from segnode_worker.dicom_link import (
+    HAD_IT,
     LABEL_MAP,
     Kind,
     Peer,
@@ -34,6 +36,7 @@ from segnode_worker.dicom_link import (
     kind_of,
     name_of,
     refusal,
+    warned,
 )
 
 _ECHO: Kind = ("1.2.840.10008.1.1", ExplicitVRLittleEndian)  # PS3.4 A.4
@@ -42,21 +45,22 @@ _RESULTS: list[Kind] = [
     (Comprehensive3DSRStorage, ExplicitVRLittleEndian),
 ]
 _LABEL_MAP: Kind = (LABEL_MAP, RLELossless)
+_UNASKED = "whether it takes results shows when one is sent"
 
-Took = Callable[[int, str], None]
-"""Is told of each object that was taken: its bytes, and what was said of it."""
+Took = Callable[[str, int, str], None]
+"""Is told of each object that was taken: its UID, its bytes, and what was said of it."""
 
 
 class Receiver(Protocol):
     """A destination that can be sent to."""
 
-    def send(self, study_uid: str, batch: Sequence[bytes], took: Took) -> None:
-        """Send Part 10 files of one study.
+    def send(self, study_uid: str, batch: Mapping[str, bytes], took: Took) -> None:
+        """Send Part 10 files of one study, which stand under their SOP Instance UIDs.
 
         Raises
         ------
         PeerRefused
-            If one is not taken and never will be; the others were sent.
+            If some are not taken and never will be, for the first; the others were sent.
         PeerUnavailable
             If trying again may help.
         """
@@ -91,6 +95,27 @@ def receiver_of(destination: Destination, calling: str, environ: Mapping[str, st
     return CStoreReceiver(destination, calling)
 
 
+class LateReceiver:
+    """A destination whose settings could not be followed: each use tries `receiver_of` again."""
+
+    def __init__(self, destination: Destination, calling: str, environ: Mapping[str, str]) -> None:
+        self._make = partial(receiver_of, destination, calling, environ)
+        self._made: Receiver | None = None
+
+    def send(self, study_uid: str, batch: Mapping[str, bytes], took: Took) -> None:
+        """Send a batch as soon as it can be sent; see `Receiver`."""
+        if self._made is None:
+            try:
+                self._made = self._make()
+            except SettingsError as error:
+                raise PeerUnavailable(error.sentence, code="peer-settings") from error
+        self._made.send(study_uid, batch, took)
+
+    def check(self) -> str:
+        """Ask as `Receiver` says."""
+        return self._make().check()
+
+
 class CStoreReceiver:
     """A peer of the DICOM upper layer (PS3.8)."""
 
@@ -98,19 +123,20 @@ class CStoreReceiver:
         self._peer = Peer(aet=destination.aet, host=destination.host, port=destination.port)
         self._calling = calling
 
-    def send(self, study_uid: str, batch: Sequence[bytes], took: Took) -> None:
+    def send(self, study_uid: str, batch: Mapping[str, bytes], took: Took) -> None:
         """Send a batch over one association; see `Receiver`."""
-        kinds = dict.fromkeys(_kind(data) for data in batch)
-        refused: list[PeerRefused] = []
+        kinds = dict.fromkeys(map(_kind, batch.values()))
+        refused: PeerRefused | None = None
         with associated(self._peer, self._calling, kinds) as link:
-            for data in batch:
+            for uid, data in batch.items():
                 try:
                     note = link.store(_read(data))
                 except PeerRefused as error:
-                    refused.append(error)
+                    refused = refused or error
                 else:
-                    took(len(data), note)
-        _raise_first(refused, len(batch))
+                    took(uid, len(data), note)
+        if refused is not None:
+            raise refused
 
     def check(self) -> str:
         """Open an association for what results are, and C-ECHO; see `Receiver`."""
@@ -144,25 +170,33 @@ class StowReceiver:
                 "or holds none; name another file in segnode.toml."
             ) from error
 
-    def send(self, study_uid: str, batch: Sequence[bytes], took: Took) -> None:
+    def send(self, study_uid: str, batch: Mapping[str, bytes], took: Took) -> None:
         """Send a batch, one object a request; see `Receiver`."""
-        refused: list[PeerRefused] = []
-        for data in batch:
+        refused: PeerRefused | None = None
+        for uid, data in batch.items():
             try:
-                self._archive.store(study_uid, data)
+                note = self._stored(study_uid, data)
             except StoreRefused as error:
                 sop_class = name_of(_kind(data)[0])
-                refused.append(
-                    PeerRefused(f"{self._destination.url} refused {sop_class}: {error.sentence}")
-                )
+                said = f"{self._destination.url} refused {sop_class}: {error.sentence}"
+                refused = refused or PeerRefused(said)
             except ArchiveUnavailable as error:
                 raise self._unavailable(error) from error
             else:
-                took(len(data), "")
-        _raise_first(refused, len(batch))
+                took(uid, len(data), note)
+        if refused is not None:
+            raise refused
+
+    def _stored(self, study_uid: str, data: bytes) -> str:
+        """Store one object and return what was said of it, empty for plain success."""
+        try:
+            warning = self._archive.hand_over(study_uid, data)
+        except AlreadyStored:
+            return HAD_IT
+        return warned(warning) if warning else ""
 
     def check(self) -> str:
-        """Search for one study, which changes nothing; see `Receiver`."""
+        """Search for one study: what it takes cannot be asked without storing; see `Receiver`."""
         url = self._destination.url.rstrip("/")
         pool = urllib3.PoolManager(
             ssl_context=self._trust,
@@ -183,20 +217,23 @@ class StowReceiver:
         if answer.status == 401:
             raise self._wrong_password(answer.status)
         if answer.status == 403:
-            return f"{url} answers; our user may not search there, which sending does not need"
+            return (
+                f"{url} answers; our user may not search there, which sending does not need, and "
+                f"{_UNASKED}"
+            )
         if answer.status not in (200, 204):
             raise PeerUnavailable(
                 f"{url} answers {answer.status} to a search; the address of its DICOMweb root is "
                 "needed.",
                 code="peer-address",
             )
-        return f"{url} answers"
+        return f"{url} answers to a search; {_UNASKED}"
 
     def _unavailable(self, error: ArchiveUnavailable) -> PeerUnavailable:
         where = self._destination.url
+        if isinstance(error, LoginRefused):
+            return self._wrong_password(error.status)
         match error.code:
-            case "archive-password":
-                return self._wrong_password(401)
             case "archive-certificate":
                 return PeerUnavailable(
                     f"{where} is not trusted: its certificate is not the one that `certificate` "
@@ -208,20 +245,12 @@ class StowReceiver:
         return PeerUnavailable(error.sentence)
 
     def _wrong_password(self, status: int) -> PeerUnavailable:
+        says = "refuses our user" if self._login else "does not let us in without a user"
         return PeerUnavailable(
-            f"{self._destination.url} refuses our user ({status}); set "
+            f"{self._destination.url} {says} ({status}); set "
             f"{' and '.join(self._destination.variables)} as it has them, and let the user store.",
             code="peer-password",
         )
-
-
-def _raise_first(refused: Sequence[PeerRefused], count: int) -> None:
-    if not refused:
-        return
-    first = refused[0]
-    if count == 1:
-        raise first
-    raise PeerRefused(f"{first.sentence} {len(refused)} of {count} were refused.", code=first.code)
 
 
 def _kind(data: bytes) -> Kind:

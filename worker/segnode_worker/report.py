@@ -12,22 +12,12 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from segnode_contract.card import Card
 from segnode_contract.findings import Findings
-from segnode_worker.imprint import ascii_text, set_dates, written
+from segnode_worker.imprint import ascii_text, by_series, nobody, set_dates, written
 from segnode_worker.measures import PRIVATE_SCHEME
 from segnode_worker.report_content import content_of
 from segnode_worker.segmentation import ResultIdentity, series_description, software_versions
 from segnode_worker.stack import Stack
 
-_PATIENT = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-)
 _AFTER_SEGMENTATIONS = 1000
 """Series Numbers of segmentations are 9000 to 9999, so that no report has that of another model's
 segmentation, and all reports stand below them."""
@@ -94,9 +84,7 @@ def _head(
 
 def _segmentation(stack: Stack, identity: ResultIdentity) -> Dataset:
     """Return what highdicom must know of the SEG, which the groups refer to."""
-    segmentation = Dataset()
-    for keyword in _PATIENT:
-        setattr(segmentation, keyword, None)
+    segmentation = nobody()
     segmentation.SOPClassUID = identity.form.storage
     segmentation.SOPInstanceUID = identity.uid("seg")
     segmentation.SeriesInstanceUID = identity.uid("series")
@@ -106,18 +94,9 @@ def _segmentation(stack: Stack, identity: ResultIdentity) -> Dataset:
 
 def _evidence(stack: Stack, identity: ResultIdentity) -> Dataset:
     """Name the SEG and every image that the report is made from (PS3.3 C.17.2)."""
-    images = {s.uid: (str(s.header.SeriesInstanceUID), s.class_uid) for s in stack.sources}
-    objects = {identity.uid("seg"): (identity.uid("series"), identity.form.storage)} | images
-    series: dict[str, list[Dataset]] = {}
-    for uid, (series_uid, class_uid) in objects.items():
-        reference = Dataset()
-        reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = class_uid, uid
-        series.setdefault(series_uid, []).append(reference)
+    segmentation = (identity.uid("series"), identity.uid("seg"), identity.form.storage)
+    images = ((s.header.SeriesInstanceUID, s.uid, s.class_uid) for s in stack.sources)
     study = Dataset()
     study.StudyInstanceUID = stack.sources[0].header.StudyInstanceUID
-    study.ReferencedSeriesSequence = []
-    for series_uid, references in series.items():
-        item = Dataset()
-        item.SeriesInstanceUID, item.ReferencedSOPSequence = series_uid, references
-        study.ReferencedSeriesSequence.append(item)
+    study.ReferencedSeriesSequence = by_series([segmentation, *images], "ReferencedSOPSequence")
     return study

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import product
 
 from highdicom import sr
 from pydicom.sr.codedict import codes
@@ -111,17 +112,21 @@ def _is_number(measurement: Measurement) -> bool:
 
 
 def _sites(segment: Segment) -> list[sr.FindingSite] | None:
-    """Return where the segment lies, for those of which the card says more than their kind."""
-    sides = [concept(m) for m in segment.modifiers if m.value in _SIDES]
-    others = [concept(m) for m in segment.modifiers if m.value not in _SIDES]
+    """Return where the segment lies, for those of which the card says more than their kind.
+
+    A site has one laterality and one modifier at most, and there may be several sites (TID 1411).
+    """
     if not segment.modifiers:
         return None
+    sides: list[sr.CodedConcept | None] = []
+    others: list[sr.CodedConcept | None] = []
+    for modifier in segment.modifiers:
+        (sides if modifier.value in _SIDES else others).append(concept(modifier))
     return [
         sr.FindingSite(
-            anatomic_location=concept(segment.type),
-            laterality=sides[0] if sides else None,
-            topographical_modifier=others[0] if others else None,
+            anatomic_location=concept(segment.type), laterality=side, topographical_modifier=other
         )
+        for side, other in product(sides or [None], others or [None])
     ]
 
 

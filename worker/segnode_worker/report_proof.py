@@ -26,6 +26,7 @@ _FLAGS = {"CompletionFlag": "COMPLETE", "VerificationFlag": "UNVERIFIED", "Modal
 _MEASUREMENTS, _GROUP, _EVALUATIONS = "126010", "125007", "C0034375"
 _SEGMENT, _SERIES, _FINDING, _COMMENT = "121191", "121232", "121071", "121106"
 _TRACKING, _TRACKING_UID, _DERIVATION, _FAILURE = "112039", "112040", "121401", "114006"
+_SITE = "363698007"
 _SHOWN = {"CT": "112031", "MR": "110852"}
 _NAMES = {"Volume": "118565006", "LAA-950": "LAA950PCT"}
 _OTHER = "of another name"
@@ -144,6 +145,16 @@ def _prove_reference(group: Dataset, segment: Segment, segmentation: Dataset, st
     )
     if said != meant:
         raise ProofFailed(f"Group {segment.number} of the report is of {said}, not of {meant}.")
+    modifiers = {
+        _code(item.ConceptCodeSequence)
+        for site in _items(group, _SITE)
+        for item in site.get("ContentSequence") or []
+    }
+    if modifiers != {modifier.value for modifier in segment.modifiers}:
+        raise ProofFailed(
+            f"The report modifies segment {segment.number} by {sorted(modifiers)}, and its model's "
+            f"card by {sorted(m.value for m in segment.modifiers)}."
+        )
 
 
 def _prove_values(group: Dataset, segment: Segment, findings: Findings, modality: str) -> None:

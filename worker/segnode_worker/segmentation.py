@@ -25,7 +25,9 @@ from segnode_worker.frames import binary_body, element
 from segnode_worker.imprint import (
     VERIFIED_BY_NOBODY,
     ascii_text,
+    by_series,
     concept,
+    nobody,
     set_dates,
     written,
 )
@@ -40,16 +42,6 @@ _LOSSY = (
     "LossyImageCompression",
     "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
-)
-_PATIENT = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
 )
 
 
@@ -195,9 +187,7 @@ def _head(
 def _geometry_of(stack: Stack) -> Dataset:
     """Return a single-frame image of the same geometry, whatever the images themselves are."""
     header, plane = stack.sources[0].header, stack.plane
-    image = Dataset()
-    for keyword in _PATIENT:
-        setattr(image, keyword, None)
+    image = nobody()
     for keyword in _LOSSY:
         if keyword in header:
             image[keyword] = header[keyword]
@@ -219,21 +209,15 @@ def _decimals(values: Sequence[float]) -> list[DSfloat]:
 
 def _refer_to(sources: Sequence[Source], head: Dataset) -> None:
     """Name every image (PS3.3 C.12.2); viewers find the images of a result by this."""
-    images = {source.uid: source for source in sources}
-    series: dict[str, list[Dataset]] = {}
-    for source in images.values():
-        reference = Dataset()
-        reference.ReferencedSOPClassUID = source.class_uid
-        reference.ReferencedSOPInstanceUID = source.uid
-        series.setdefault(source.header.SeriesInstanceUID, []).append(reference)
-    items = []
-    for series_uid, references in series.items():
-        item = Dataset()
-        item.SeriesInstanceUID = series_uid
-        item.ReferencedInstanceSequence = references
-        items.append(item)
-    head.ReferencedSeriesSequence = items
-    head.SourceImageSequence = [r for references in series.values() for r in references]
+    head.ReferencedSeriesSequence = by_series(
+        ((s.header.SeriesInstanceUID, s.uid, s.class_uid) for s in sources),
+        "ReferencedInstanceSequence",
+    )
+    head.SourceImageSequence = [
+        image
+        for series in head.ReferencedSeriesSequence
+        for image in series.ReferencedInstanceSequence
+    ]
 
 
 def _descriptions(

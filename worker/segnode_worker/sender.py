@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from segnode_contract.destination import Destination
 from segnode_contract.errors import (
     LedgerSchemaError,
     LedgerUnavailable,
@@ -24,6 +25,8 @@ from segnode_contract.errors import (
     PeerUnavailable,
     PermanentError,
     SegnodeError,
+    SettingsError,
+    TransientError,
 )
 from segnode_contract.events import log_events
 from segnode_contract.ledger import DeliveryLedger, Ledger, read_shared
@@ -32,7 +35,7 @@ from segnode_contract.settings import Connections, Limits, Shared, load_connecti
 from segnode_worker.archive import DicomWebArchive
 from segnode_worker.delivery import Road, deliver
 from segnode_worker.owner import worker_name
-from segnode_worker.receivers import receiver_of
+from segnode_worker.receivers import LateReceiver, Receiver, receiver_of
 
 log = logging.getLogger("segnode_worker.sender")  # as a program its __name__ is another
 
@@ -43,6 +46,8 @@ _LONGEST_PAUSE_S = 60.0
 """A destination that is away is tried this often, by one delivery or another."""
 _END_S = 50.0
 """The objects at hand have this long to be sent, when the sender is asked to stop."""
+_REMEMBERED = 64
+"""Of so many interrupted deliveries to a destination it is known which objects it took."""
 
 
 class Stopped(Exception):
@@ -60,6 +65,7 @@ class Courier:
         self._limits = limits
         self._stop = stop
         self._failures = 0
+        self._interrupted: dict[str, Taken] = {}
         name = road.destination.name
         self._name = name
         self.thread = threading.Thread(target=self._run, name=f"to {name}", daemon=True)
@@ -93,7 +99,7 @@ class Courier:
 
     def _send(self, delivery: Delivery, lost: threading.Event) -> bool:
         """Send one result, tell the ledger, and return whether the destination is away."""
-        taken = Taken()
+        taken = self._taken_before(delivery)
         event = {"job_key": delivery.job_key, "destination": self._name}
 
         def go_on() -> None:
@@ -119,7 +125,19 @@ class Courier:
             said = _internal(error)
         log.warning("result not sent", extra={**event, "code": said.code})
         self._tell(lambda: self._deliveries.failed(delivery, said, taken))
+        if isinstance(said, TransientError) and taken.uids:
+            self._interrupted[delivery.job_key] = taken
         return isinstance(said, PeerUnavailable)
+
+    def _taken_before(self, delivery: Delivery) -> Taken:
+        """Return what was taken before the last try was interrupted: on a weak line each gets on.
+
+        A first try begins anew, also after `segnode retry`.
+        """
+        while len(self._interrupted) > _REMEMBERED:
+            del self._interrupted[next(iter(self._interrupted))]  # the oldest
+        before = self._interrupted.pop(delivery.job_key, None)
+        return before if before and delivery.attempts else Taken()
 
     def _tell(self, what: Callable[[], None]) -> None:
         """Tell the ledger how it ended, as soon as it listens; unsaid, all is sent once more."""
@@ -181,7 +199,7 @@ def run(connections: Connections, stop: threading.Event) -> None:
     )
     couriers = []
     for one in shared.destinations:
-        receiver = receiver_of(one, shared.dicom.aet, os.environ)
+        receiver = _receiver(one, shared.dicom.aet)
         road = Road(archive=archive, receiver=receiver, destination=one)
         couriers.append(Courier(road, deliveries, shared.limits, stop))
     for courier in couriers:
@@ -189,7 +207,7 @@ def run(connections: Connections, stop: threading.Event) -> None:
     log.info("sender started", extra={"destinations": len(couriers)})
     while not stop.wait(_SETTINGS_S):
         try:
-            deliveries.fail_others([one.name for one in shared.destinations])
+            deliveries.fail_unnamed()
             if read_shared(ledger) != shared:
                 log.info("the node's settings changed; the sender starts anew")
                 stop.set()
@@ -199,6 +217,15 @@ def run(connections: Connections, stop: threading.Event) -> None:
     for courier in couriers:
         courier.thread.join(max(0.0, end - time.monotonic()))
     ledger.close()
+
+
+def _receiver(destination: Destination, calling: str) -> Receiver:
+    """Return what sends to a destination; what waits for one with wrong settings says so."""
+    try:
+        return receiver_of(destination, calling, os.environ)
+    except SettingsError as error:
+        log.error(error.sentence, extra={"destination": destination.name})
+        return LateReceiver(destination, calling, os.environ)
 
 
 def _ledger(url: str, stop: threading.Event) -> tuple[Ledger | None, Shared | None]:

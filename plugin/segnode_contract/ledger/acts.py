@@ -100,6 +100,8 @@ class ActLedger:
     def send_again(self, key: str, actor: str) -> list[str]:
         """Try the deliveries of a job that is done, and that failed or wait, at once.
 
+        Not one that a living sender has in hand.
+
         Returns
         -------
         list of str
@@ -113,13 +115,16 @@ class ActLedger:
                 .where(
                     delivery.c.job_key == key,
                     delivery.c.state != DeliveryState.DONE,
-                    delivery.c.lease_until.is_(None),
+                    or_(delivery.c.lease_until.is_(None), delivery.c.lease_until < now_s()),
                     done,
                 )
                 .values(
                     state=DeliveryState.WAITING,
                     attempts=0,
                     losses=0,
+                    lease_owner=None,
+                    lease_epoch=delivery.c.lease_epoch + 1,  # it may be slow and not dead
+                    lease_until=None,
                     due_at=now_s(),
                     tried_since=now_s(),
                     updated_at=now_s(),

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, exists, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    case,
+    exists,
+    false,
+    or_,
+    select,
+    update,
+)
 
 from segnode_contract.destination import DeliveryState
 from segnode_contract.errors import SegnodeError, TransientError
@@ -17,7 +27,7 @@ from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
 from segnode_contract.ledger.shared import shared_in
 from segnode_contract.ledger.upsert import upsert
-from segnode_contract.settings import Limits
+from segnode_contract.settings import Limits, Shared
 
 
 class DeliveryLost(TransientError):
@@ -47,6 +57,8 @@ class Delivery:
     series_uids: tuple[str, ...]
     instance_count: int
     objects: tuple[SentObject, ...]
+    attempts: int = 0
+    """How often this was tried, since the job was done or somebody had it sent again."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +69,8 @@ class Taken:
     bytes: int = 0
     note: str = ""
     """What it said of objects that it took, of the first one."""
+    uids: set[str] = field(default_factory=set)
+    """Which objects it took."""
 
 
 def order(connection: Connection, key: str, model: str) -> None:
@@ -120,14 +134,14 @@ class DeliveryLedger:
         Raises
         ------
         DeliveryLost
-            If the delivery is somebody else's, or its job superseded, say.
+            If the delivery is somebody else's, this try ended, or the job was superseded, say.
         """
         job, table = schema.job, schema.delivery
         done = exists().where(job.c.key == delivery.job_key, job.c.state == JobState.DONE)
         with self._ledger.write() as connection:
             changed = connection.execute(
                 update(table)
-                .where(_ours(delivery), done)
+                .where(_ours(delivery), table.c.lease_until.is_not(None), done)
                 .values(lease_until=now_s() + self._limits.lease_s)
             )
         if changed.rowcount == 0:
@@ -187,15 +201,11 @@ class DeliveryLedger:
                 .values(lease_owner=None, lease_until=None, updated_at=now_s())
             )
 
-    def fail_others(self, destinations: Collection[str]) -> None:
-        """Fail what waits for a destination that is none of these any more."""
+    def fail_unnamed(self) -> None:
+        """Fail what waits for a destination that the node's settings do not name any more."""
         table = schema.delivery
-        nowhere = and_(
-            table.c.state == DeliveryState.WAITING,
-            table.c.destination.not_in(destinations),
-            table.c.lease_until.is_(None),
-        )
         with self._ledger.read() as connection:
+            nowhere = _nowhere(shared_in(connection))
             if connection.scalar(select(table.c.job_key).where(nowhere).limit(1)) is None:
                 return
         sentence = (
@@ -203,6 +213,8 @@ class DeliveryLedger:
             "`segnode retry`."
         )
         with self._ledger.write() as connection:
+            # what waits for a destination is written after the settings that name it
+            nowhere = _nowhere(shared_in(connection, kept=True))
             failed = connection.execute(
                 update(table)
                 .where(nowhere)
@@ -241,6 +253,7 @@ class DeliveryLedger:
             study_uid=row.study_uid,
             series_uids=tuple(row.series_uids.split("\\")),
             instance_count=row.instance_count,
+            attempts=row.attempts,
             objects=tuple(
                 SentObject(role=o.role, series_uid=o.series_uid, instance_uid=o.instance_uid)
                 for o in objects
@@ -255,6 +268,18 @@ class _Ended:
     state: DeliveryState
     code: str | None = None
     sentence: str | None = None
+
+
+def _nowhere(shared: Shared | None) -> ColumnElement[bool]:
+    """Return what waits, in nobody's hands, for a destination that these settings do not name."""
+    if shared is None:
+        return false()
+    table = schema.delivery
+    return and_(
+        table.c.state == DeliveryState.WAITING,
+        table.c.destination.not_in([one.name for one in shared.destinations]),
+        table.c.lease_until.is_(None),
+    )
 
 
 def _next(connection: Connection, destination: str) -> Row[Any] | None:

@@ -40,8 +40,12 @@ def read_shared(ledger: Ledger) -> Shared:
     return shared
 
 
-def shared_in(connection: Connection) -> Shared | None:
-    """Return what counts now, None where the plugin has not said it yet."""
+def shared_in(connection: Connection, *, kept: bool = False) -> Shared | None:
+    """Return what counts now, None where the plugin has not said it yet.
+
+    With `kept` nobody says otherwise before the transaction ends.
+    """
     table = schema.shared
-    value = connection.scalar(select(table.c.value).where(table.c.name == _NAME))
+    query = select(table.c.value).where(table.c.name == _NAME)
+    value = connection.scalar(query.with_for_update(read=True) if kept else query)
     return None if value is None else Shared.from_json(value)

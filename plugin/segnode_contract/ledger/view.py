@@ -10,6 +10,7 @@ from sqlalchemy import Row, Select, and_, func, select
 
 from segnode_contract.card import Card, parse_card
 from segnode_contract.destination import DeliveryState
+from segnode_contract.errors import CardError
 from segnode_contract.job import JobState, Priority
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
@@ -100,7 +101,7 @@ class DeliveryRow:
     error_code: str | None
     error_sentence: str | None
     objects: int | None
-    """How many the destination took at the last try."""
+    """How many the destination took, at the last try and before where that went on."""
     bytes: int | None
     note: str | None
     updated_at: float
@@ -237,7 +238,10 @@ class LedgerView:
         )
 
     def deliveries(self, job_key: str = "", *, limit: int = 1000) -> list[DeliveryRow]:
-        """Return the deliveries of a job; without one, all that are not done, newest first."""
+        """Return the deliveries of a job; without one, all that are not done, newest first.
+
+        Without one, those of results that do not count any more are left out.
+        """
         job, delivery = schema.job, schema.delivery
         sending = and_(delivery.c.lease_until.is_not(None), delivery.c.lease_until >= now_s())
         query = (
@@ -249,7 +253,9 @@ class LedgerView:
         if job_key:
             query = query.where(delivery.c.job_key == job_key)
         else:
-            query = query.where(delivery.c.state != DeliveryState.DONE)
+            query = query.where(
+                delivery.c.state != DeliveryState.DONE, job.c.state == JobState.DONE
+            )
         with self._ledger.read() as connection:
             return [_delivery(row) for row in connection.execute(query)]
 
@@ -264,13 +270,19 @@ class LedgerView:
             ).scalar_one()
 
     def card(self, model: str, digest: str) -> Card | None:
-        """Return the card of a model that some worker announced."""
+        """Return the card of a model that some worker announced, None if it is none any more.
+
+        What a version asks of a card need not be what the one asked that announced it.
+        """
         table = schema.model
         with self._ledger.read() as connection:
             text = connection.scalar(
                 select(table.c.card).where(table.c.name == model, table.c.digest == digest)
             )
-        return parse_card(text, where=f"the card of {model}") if text else None
+        try:
+            return parse_card(text, where=f"the card of {model}") if text else None
+        except CardError:
+            return None
 
     def overlays(self, study_uid: str) -> list[Overlay]:
         """Return the valid results of a study: first route first, within it newest first."""

@@ -13,6 +13,7 @@ from segnode_cli.models.codes import coded, colour, private_code
 from segnode_cli.models.facts import ModelFacts, NamedSegment, Setting, read_facts
 from segnode_cli.models.inspect import plain
 from segnode_contract.card import Code, parse_card
+from segnode_contract.plain_text import beyond_ascii
 
 LOOK = "# look at this"
 """Marks a line that a person must decide."""
@@ -78,7 +79,7 @@ def _head(facts: ModelFacts, name: str) -> Iterator[str]:
     yield f"# Drafted by `segnode models add` from {facts.source}; nobody has checked it."
     yield f'# Lines with "{LOOK.removeprefix("# ")}" need a person.'
     yield f"name = {_quoted(name)}"
-    if facts.version:
+    if facts.version and not beyond_ascii(plain(facts.version)):
         yield f"version = {_quoted(facts.version)}"
     else:
         yield _line("version", "1", "the model does not say; another one makes new results")
@@ -138,14 +139,16 @@ def _network(facts: ModelFacts) -> Iterator[str]:
 def _segments(facts: ModelFacts) -> Iterator[str]:
     yield "\n# To a segment whose volumes are known, add plausible_ml = [least, most]."
     for number, segment in enumerate(facts.segments, 1):
-        label = _label(segment.name)
+        label, unclear = _label(segment.name), ""
+        if not facts.named:
+            unclear = "the model does not name what it finds"
+        elif beyond_ascii(label):
+            unclear = f"the model says {label}; results need ASCII"
+            label = f"Segment {number}"
         known = coded(segment.name) if facts.named else None
         what = known or private_code(segment.name, label)
         yield f"\n[[segments]]\nnumber = {number}"
-        if facts.named:
-            yield f"label = {_quoted(label)}"
-        else:
-            yield _line("label", label, "the model does not name what it finds")
+        yield _line("label", label, unclear) if unclear else f"label = {_quoted(label)}"
         yield f"plane = {segment.plane}\nvalue = {segment.value}"
         if segment.channel != segment.value:
             yield f"channel = {segment.channel}"
