@@ -18,7 +18,7 @@ from pydicom.uid import (
 
 from segnode_cli.ct_series import as_file, ct_series
 from segnode_worker import instance
-from segnode_worker import stack as stack_module
+from segnode_worker import modality_values
 from segnode_worker.stack import stack_series
 
 from .odd_series import enhanced
@@ -156,12 +156,12 @@ def test_a_stack_lets_the_files_go(lengthen):
 def test_an_image_of_many_frames_is_taken_apart_once(monkeypatch):
     opened = []
 
-    class Counted(stack_module.Pixels):
+    class Counted(modality_values.Pixels):
         def __init__(self, image):
             opened.append(image.uid)
             super().__init__(image)
 
-    monkeypatch.setattr(stack_module, "Pixels", Counted)
+    monkeypatch.setattr(modality_values, "Pixels", Counted)
     images = series_of(stored_values(False, 12), bits=12)
     whole = enhanced(images)
     whole.compress(RLELossless, generate_instance_uid=False)

@@ -18,7 +18,7 @@ from segnode_worker.attributes import BROKEN
 from segnode_worker.geometry import Arrangement, arrange
 from segnode_worker.grouping import stacks_in
 from segnode_worker.instance import Instance, parse_instance
-from segnode_worker.pixels import Pixels
+from segnode_worker.modality_values import kind_of, modality_values, padding_of
 from segnode_worker.resample import Lattice
 from segnode_worker.slices import Slice, slices_of
 from segnode_worker.suitable import (
@@ -167,7 +167,7 @@ def stacks_of_series(
     for one in slices:
         check_rescale(one)
     groups, left_out = stacks_in(slices, min_slices)
-    kind = _kind([one for group in groups for one in group])
+    kind = kind_of([one for group in groups for one in group])
     check_size(images, slices, kind.itemsize)
     notes = [*localizers, *left_out]
     try:
@@ -195,14 +195,14 @@ def _arranged(
 
 
 def _stack(arrangement: Arrangement, kind: np.dtype[Any], left_out: Sequence[str]) -> Stack:
-    values = _modality_values(arrangement.slices, kind)
+    values = modality_values(arrangement.slices, kind)
     lattice = None if arrangement.regular else Lattice.of(arrangement)
     if lattice is not None and np.prod(lattice.shape) * kind.itemsize > LARGEST_SERIES:
         raise unsuitable("too-large", f"needs a grid of {lattice.shape} voxels")
     headers = [one.image.header for one in arrangement.slices]
     voxels = values
     if lattice is not None:
-        voxels = lattice.on_grid(values, _padding(arrangement.slices[0]))
+        voxels = lattice.on_grid(values, padding_of(arrangement.slices[0]))
     return Stack(
         volume=_volume(voxels, arrangement, lattice),
         values=values,
@@ -234,68 +234,6 @@ def _parsed(files: Sequence[bytes]) -> list[Instance]:
             "has no images in the archive: it was deleted, or its UID stands in two studies",
         )
     return images
-
-
-def _kind(slices: Sequence[Slice]) -> np.dtype[np.int16] | np.dtype[np.float32]:
-    whole = all(_is_whole(_slope(one)) and _is_whole(_intercept(one)) for one in slices)
-    fits = all(one.image.modality == "CT" or _largest(one) <= 32767 for one in slices)
-    return np.dtype(np.int16) if whole and fits else np.dtype(np.float32)
-
-
-def _largest(one: Slice) -> float:
-    """Return the largest value that its bits can mean; of CT those beyond int16 are padding."""
-    stored = one.image.bits[1] - one.image.representation
-    return (2.0 ** min(stored, 64) - 1) * _slope(one) + _intercept(one)
-
-
-def _padding(one: Slice) -> float | None:
-    """Return the modality value that stands for no image (PS3.3 C.7.5.1.1.2), if any does."""
-    try:
-        stored = one.image.header.get("PixelPaddingValue")
-        return None if stored is None else float(stored) * _slope(one) + _intercept(one)
-    except BROKEN:
-        return None
-
-
-def _modality_values(slices: Sequence[Slice], kind: np.dtype[Any]) -> NDArray[Any]:
-    """Decode slice by slice into one volume (PS3.3 C.11.1.1.2)."""
-    images = {one.image.uid: one.image for one in slices}
-    pixels = {uid: Pixels(image) for uid, image in images.items()}
-    first = slices[0].image
-    voxels = np.empty((len(slices), first.rows, first.columns), kind)
-    for plane, one in zip(voxels, slices, strict=True):
-        values = pixels[one.image.uid].stored_values(one.frame or 1)
-        if kind == np.int16:
-            _put_whole(plane, values, int(_slope(one)), int(_intercept(one)))
-        else:
-            plane[:] = values * _slope(one) + _intercept(one)
-    return voxels
-
-
-def _put_whole(plane: NDArray[np.int16], values: NDArray[Any], slope: int, intercept: int) -> None:
-    """Write modality values that are whole.
-
-    Those beyond int16, as a padding value of -32768 makes them, are held at its ends.
-    """
-    lowest, highest = int(values.min()) + intercept, int(values.max()) + intercept
-    if slope == 1 and min(lowest, intercept) >= -32768 and max(highest, intercept) <= 32767:
-        plane[:] = values  # what is beyond int16 wraps around, and back again by the next line
-        plane += intercept
-    else:
-        wide = values.astype(np.int64) * slope + intercept
-        plane[:] = wide.clip(-32768, 32767)
-
-
-def _is_whole(value: float) -> bool:
-    return value.is_integer() and abs(value) < 1 << 24
-
-
-def _slope(one: Slice) -> float:
-    return 1.0 if one.slope is None else one.slope
-
-
-def _intercept(one: Slice) -> float:
-    return 0.0 if one.intercept is None else one.intercept
 
 
 def _volume(voxels: NDArray[Any], arrangement: Arrangement, lattice: Lattice | None) -> hd.Volume:
