@@ -17,8 +17,7 @@ from pydicom.uid import (
 )
 
 from segnode_cli.ct_series import as_file, ct_series
-from segnode_worker import instance
-from segnode_worker import modality_values
+from segnode_worker import instance, modality_values
 from segnode_worker.stack import stack_series
 
 from .odd_series import enhanced
