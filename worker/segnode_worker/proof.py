@@ -114,7 +114,7 @@ def _prove_segments(segments: Sequence[Dataset], card: Card) -> None:
 
 def _prove_references(made: Dataset, sources: Sequence[Source]) -> None:
     """Compare the images that the result as a whole says it was made from."""
-    meant = {(s.header.SeriesInstanceUID, s.uid) for s in sources}
+    meant = {(s.series_uid, s.uid) for s in sources}
     said = {
         (series.SeriesInstanceUID, instance.ReferencedSOPInstanceUID)
         for series in made.ReferencedSeriesSequence

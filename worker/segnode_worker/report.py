@@ -95,7 +95,7 @@ def _segmentation(stack: Stack, identity: ResultIdentity) -> Dataset:
 def _evidence(stack: Stack, identity: ResultIdentity) -> Dataset:
     """Name the SEG and every image that the report is made from (PS3.3 C.17.2)."""
     segmentation = (identity.uid("series"), identity.uid("seg"), identity.form.storage)
-    images = ((s.header.SeriesInstanceUID, s.uid, s.class_uid) for s in stack.sources)
+    images = ((s.series_uid, s.uid, s.class_uid) for s in stack.sources)
     study = Dataset()
     study.StudyInstanceUID = stack.sources[0].header.StudyInstanceUID
     study.ReferencedSeriesSequence = by_series([segmentation, *images], "ReferencedSOPSequence")

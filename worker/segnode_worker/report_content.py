@@ -83,7 +83,7 @@ def _group(
             sop_class_uid=identity.form.storage,
             sop_instance_uid=identity.uid("seg"),
             segment_number=segment.number,
-            source_series=sr.SourceSeriesForSegmentation(stack.sources[0].header.SeriesInstanceUID),
+            source_series=sr.SourceSeriesForSegmentation(stack.sources[0].series_uid),
         ),
         finding_category=concept(segment.category),
         finding_type=concept(segment.type),

@@ -90,7 +90,7 @@ def _prove_head(made: Dataset, stack: Stack) -> None:
 
 def _prove_evidence(made: Dataset, segmentation: Dataset, stack: Stack) -> None:
     """Compare the objects that the report as a whole says it was made from."""
-    meant = {(str(s.header.SeriesInstanceUID), s.uid, s.class_uid) for s in stack.sources}
+    meant = {(s.series_uid, s.uid, s.class_uid) for s in stack.sources}
     seg = segmentation
     meant.add((seg.SeriesInstanceUID, seg.SOPInstanceUID, seg.SOPClassUID))
     said = {
@@ -138,7 +138,7 @@ def _prove_reference(group: Dataset, segment: Segment, segmentation: Dataset, st
         segmentation.SOPClassUID,
         segmentation.SOPInstanceUID,
         segment.number,
-        stack.sources[0].header.SeriesInstanceUID,
+        stack.sources[0].series_uid,
         described.TrackingID,
         described.TrackingUID,
         _code(described.SegmentedPropertyTypeCodeSequence),

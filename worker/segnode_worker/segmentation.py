@@ -210,7 +210,7 @@ def _decimals(values: Sequence[float]) -> list[DSfloat]:
 def _refer_to(sources: Sequence[Source], head: Dataset) -> None:
     """Name every image (PS3.3 C.12.2); viewers find the images of a result by this."""
     head.ReferencedSeriesSequence = by_series(
-        ((s.header.SeriesInstanceUID, s.uid, s.class_uid) for s in sources),
+        ((s.series_uid, s.uid, s.class_uid) for s in sources),
         "ReferencedInstanceSequence",
     )
     head.SourceImageSequence = [

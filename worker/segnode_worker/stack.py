@@ -66,20 +66,15 @@ class Source:
 
     header: Dataset
     """Of the image, without pixel data."""
+    uid: str
+    """SOP Instance UID of the image."""
+    class_uid: str
+    """SOP Class UID of the image."""
+    series_uid: str
     frame: int | None
     """From 1; None where the image is of a single-frame class."""
     position: tuple[float, float, float]
     """Image Position (Patient), LPS millimetres."""
-
-    @property
-    def uid(self) -> str:
-        """SOP Instance UID of the image."""
-        return str(self.header.SOPInstanceUID)
-
-    @property
-    def class_uid(self) -> str:
-        """SOP Class UID of the image."""
-        return str(self.header.SOPClassUID)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +202,14 @@ def _stack(arrangement: Arrangement, kind: np.dtype[Any], left_out: Sequence[str
         volume=_volume(voxels, arrangement, lattice),
         values=values,
         sources=tuple(
-            Source(header=one.image.header, frame=one.frame, position=_position(one))
+            Source(
+                header=one.image.header,
+                uid=one.image.uid,
+                class_uid=one.image.class_uid,
+                series_uid=one.image.series_uid,
+                frame=one.frame,
+                position=_position(one),
+            )
             for one in arrangement.slices
         ),
         plane=_plane(arrangement),
