@@ -13,6 +13,7 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,12 +194,16 @@ def segnode(node: Node, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=wide)
 
 
+def tried_again(node: Node, job: JobRow, to: str) -> bool:
+    return delivery(node, job, to).attempts > 1
+
+
 def test_a_destination_that_is_away_is_tried_until_it_is_there(
     node: Node, jobs: dict[str, JobRow], second: Second
 ) -> None:
     tissue, lung = jobs["ct-tissue"], jobs["ct-lung-density"]
     for job, to in ((tissue, "by_dicom"), (lung, "by_web")):
-        wait_for(lambda job=job, to=to: delivery(node, job, to).attempts > 1, f"tries of {to}")  # type: ignore[misc]
+        wait_for(partial(tried_again, node, job, to), f"tries of {to}")
         found = delivery(node, job, to)
         assert (found.state in ("waiting", "sending"), found.error_code) == (
             True,

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import datetime
 from io import BytesIO
 
-import highdicom as hd
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
 from segnode_cli.ct_series import as_file
-from segnode_contract.card import Card, parse_card
-from segnode_contract.findings import Findings
 from segnode_contract.form import Form
 from segnode_worker.inputs import Fetched
 from segnode_worker.result import make_result
 from segnode_worker.segmentation import ResultIdentity
 from segnode_worker.spool import in_memory
 
+from ..worker.brighter import Brighter
+from ..worker.many_segments import card_of
 from ..worker.odd_series import (
     AXIAL,
     COLUMNS,
@@ -36,6 +36,7 @@ from ..worker.odd_series import (
 from .browser import Picture, Viewer, coloured
 from .viewer_node import ViewerNode
 
+RED = (34885, 53485, 50171)
 EVEN = np.arange(-12.0, 25.0, 4.0)
 UNEVEN = np.array([-12.0, -8, -4, 0, 3, 5, 8, 12, 15, 19, 24])
 SERIES = {
@@ -43,38 +44,6 @@ SERIES = {
     "uneven": lambda: ball_series(corners(UNEVEN), seed="ohif uneven"),
     "frames": lambda: [enhanced(ball_series(corners(EVEN), seed="ohif frames"))],
 }
-CARD = """
-name = "ball"
-version = "1"
-kind = "builtin"
-intended_use = "Tests."
-limitations = ["It knows a ball."]
-licence = "AGPL-3.0-or-later"
-memory_bytes = 1
-time_limit_s = 1
-[input]
-modality = "CT"
-orientation = "HPL"
-min_slices = 1
-largest_gap_mm = 12
-[[segments]]
-number = 1
-label = "Ball"
-plane = 0
-value = 1
-colour = [34885, 53485, 50171]
-category = {value = "49755003", scheme = "SCT", meaning = "Morphologically Altered Structure"}
-type = {value = "27925004", scheme = "SCT", meaning = "Nodule"}
-"""
-
-
-class Threshold:
-    """A model that finds what is nearer to the ball's value than to the tissue's."""
-
-    def segment(
-        self, card: Card, digest: str, volume: hd.Volume, attributes: Mapping[str, str], **_: object
-    ) -> tuple[NDArray[np.uint8], Findings]:
-        return (volume.array[None] > (INSIDE + OUTSIDE) / 2).astype(np.uint8), Findings()
 
 
 @pytest.fixture(params=SERIES.values(), ids=SERIES.keys())
@@ -95,8 +64,8 @@ def give(node: ViewerNode, images: Sequence[Dataset], form: Form) -> None:
         node.upload(image)
     made = make_result(
         Fetched(files=[as_file(image) for image in images]),
-        card=parse_card(CARD, where="the ball's card"),
-        models=Threshold(),
+        card=replace(card_of(1, {1: "Ball"}, {1: RED}), largest_gap_mm=12.0),
+        models=Brighter((INSIDE + OUTSIDE) / 2),
         identity=ResultIdentity(
             job_key=images[0].SOPInstanceUID, model_digest="cd" * 32, node_id="node-1", form=form
         ),

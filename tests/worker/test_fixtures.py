@@ -10,7 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
@@ -28,12 +28,12 @@ from pydicom.pixels import apply_modality_lut
 
 from segnode_contract.card import Card
 from segnode_contract.errors import SegnodeError
-from segnode_contract.findings import Findings
-from segnode_contract.job import StageTimer
 from segnode_worker.inputs import Fetched
 from segnode_worker.result import Made, make_result
 from segnode_worker.segmentation import ResultIdentity
 from segnode_worker.spool import in_memory
+
+from .brighter import Brighter
 
 SEGIMAGE2ITKIMAGE = Path(sys.executable).with_name("segimage2itkimage")
 SYNTAX = "CTImage.dcm_{}TransferSyntax_1.2.840.10008.1.2.{}.dcm"
@@ -70,30 +70,6 @@ REFUSED = {
         "transfer-syntax",
     ),
 }
-
-
-class Brighter:
-    """Finds what is brighter than `value`, in segment 1."""
-
-    def __init__(self, value: float) -> None:
-        self._value = value
-
-    def segment(
-        self,
-        card: Card,
-        digest: str,
-        volume: hd.Volume,
-        attributes: Mapping[str, str],
-        *,
-        others: Mapping[str, NDArray[np.float32]],
-        prior: NDArray[np.uint8] | None,
-        thrifty: bool = False,
-        stage: StageTimer,
-        told: Callable[[float | None], None],
-    ) -> tuple[NDArray[np.uint8], Findings]:
-        labels = np.zeros((card.planes, *volume.spatial_shape), np.uint8)
-        labels[0] = volume.array > self._value
-        return labels, Findings()
 
 
 def images_in(folder: Path, pattern: str) -> list[Dataset]:

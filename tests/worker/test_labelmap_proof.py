@@ -5,11 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from datetime import datetime
-from io import BytesIO
 
 import numpy as np
 import pytest
-from pydicom import dcmread
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
@@ -17,12 +15,12 @@ from segnode_cli.ct_series import as_file, ct_series
 from segnode_contract.errors import ProofFailed
 from segnode_contract.findings import Findings, Withheld
 from segnode_contract.form import Form
-from segnode_worker.proof import prove
 from segnode_worker.segmentation import encode
 from segnode_worker.stack import stack_series
 
 from .conftest import Made
 from .many_segments import boxes, card_of
+from .tampering import changed, check
 
 SHAPE = (12, 33, 27)
 
@@ -36,22 +34,6 @@ def made(identity):
     own = replace(identity, form=Form.LABELMAP)
     data = b"".join(encode(stack, labels, card, findings, own, datetime(2026, 2, 3)))
     return Made(data, stack, labels, card, findings)
-
-
-def check(made, data=None, labels=None, findings=None):
-    prove(
-        made.data if data is None else data,
-        made.stack,
-        made.labels if labels is None else labels,
-        made.card,
-        made.findings if findings is None else findings,
-    )
-
-
-def changed(made, change):
-    seg = dcmread(BytesIO(made.data))
-    change(seg)
-    return as_file(seg)
 
 
 def test_a_label_map_that_holds_the_labels_passes(made):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
-import highdicom as hd
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -20,14 +19,13 @@ from pydicom import Dataset, dcmread
 from segnode_cli.ct_series import as_file
 from segnode_contract.card import Card
 from segnode_contract.errors import BrokenInstance, UnsuitableSeries
-from segnode_contract.findings import Findings
-from segnode_contract.job import StageTimer
 from segnode_worker.inputs import Fetched
 from segnode_worker.result import Made, make_result
 from segnode_worker.segmentation import ResultIdentity
 from segnode_worker.spool import in_memory
 from segnode_worker.stack import stack_series, stacks_of_series
 
+from .brighter import Brighter
 from .odd_series import (
     AXIAL,
     CENTRE_MM,
@@ -50,34 +48,13 @@ SAGITTAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0))
 OBLIQUE = ((0.98480775, 0.17364818, 0.0), (-0.15038373, 0.85286853, -0.5))
 
 
-class Threshold:
-    """A model that finds what is nearer to the ball's value than to the tissue's."""
-
-    def segment(
-        self,
-        card: Card,
-        digest: str,
-        volume: hd.Volume,
-        attributes: Mapping[str, str],
-        *,
-        others: Mapping[str, NDArray[np.float32]],
-        prior: NDArray[np.uint8] | None,
-        thrifty: bool = False,
-        stage: StageTimer,
-        told: Callable[[float | None], None],
-    ) -> tuple[NDArray[np.uint8], Findings]:
-        labels = np.zeros((card.planes, *volume.spatial_shape), np.uint8)
-        labels[0] = volume.array > (INSIDE + OUTSIDE) / 2
-        return labels, Findings()
-
-
 def segmented(images: Sequence[Dataset], card: Card) -> Made:
     shuffled = list(images)
     random.Random(3).shuffle(shuffled)
     return make_result(
         Fetched(files=[as_file(image) for image in shuffled]),
         card=replace(card, largest_gap_mm=12.0),
-        models=Threshold(),
+        models=Brighter((INSIDE + OUTSIDE) / 2),
         identity=ResultIdentity(job_key="ab" * 32, model_digest="cd" * 32, node_id="node-1"),
         made_at=datetime(2026, 2, 3),
         stage=lambda _: nullcontext(),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
 from mmap import mmap
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -30,7 +31,7 @@ from segnode_contract.errors import (
 from segnode_contract.findings import Findings
 from segnode_contract.form import Form
 from segnode_contract.identity import content_digest, job_key
-from segnode_contract.job import Claim, NewJob, Stage, StageTimer
+from segnode_contract.job import Claim, NewJob, Stage
 from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView, WorkerLedger, WorkLedger
 from segnode_contract.ledger.intake import Decision
 from segnode_contract.settings import Limits
@@ -38,39 +39,29 @@ from segnode_worker.folder import FolderArchive
 from segnode_worker.pipeline import run_job
 from segnode_worker.spool import Spool
 
+from .brighter import Brighter
 from .many_segments import card_of
 
 DIGEST = "d" * 64
 
 
-class Bright:
-    """A model that finds what is brighter than water, and counts how often it is asked."""
+class Bright(Brighter):
+    """Finds what is brighter than water, and keeps what it was asked."""
 
     def __init__(self) -> None:
+        super().__init__(0)
         self.asked = 0
         self.others: Mapping[str, NDArray[np.float32]] = {}
         self.prior: NDArray[np.uint8] | None = None
 
     def segment(
-        self,
-        card: Card,
-        digest: str,
-        volume: hd.Volume,
-        attributes: Mapping[str, str],
-        *,
-        others: Mapping[str, NDArray[np.float32]],
-        prior: NDArray[np.uint8] | None,
-        thrifty: bool = False,
-        stage: StageTimer,
-        told: Callable[[float | None], None],
+        self, card: Card, digest: str, volume: hd.Volume, attributes: Mapping[str, str], **more: Any
     ) -> tuple[NDArray[np.uint8], Findings]:
         self.asked += 1
-        with stage(Stage.INFER):
-            told(0.5)
-        self.volume, self.others, self.prior = volume, others, prior
-        labels = np.zeros((card.planes, *volume.array.shape), np.uint8)
-        labels[0] = volume.array > 0
-        return labels, Findings()
+        with more["stage"](Stage.INFER):
+            more["told"](0.5)
+        self.volume, self.others, self.prior = volume, more["others"], more["prior"]
+        return super().segment(card, digest, volume, attributes, **more)
 
 
 class Dropping(FolderArchive):

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-
 import numpy as np
 import pytest
-from pydicom import dcmread
 
-from segnode_cli.ct_series import as_file
 from segnode_contract.errors import ProofFailed
 from segnode_contract.findings import Findings, Withheld
-from segnode_worker.proof import prove
 
-
-def check(made, data=None, labels=None, findings=None):
-    prove(
-        made.data if data is None else data,
-        made.stack,
-        made.labels if labels is None else labels,
-        made.card,
-        made.findings if findings is None else findings,
-    )
-
-
-def changed(made, change):
-    seg = dcmread(BytesIO(made.data))
-    change(seg)
-    return as_file(seg)
+from .tampering import changed, check
 
 
 def test_a_result_that_holds_the_labels_passes(made):
