@@ -39,7 +39,7 @@ fuzz: test-setup
 
 bench: setup
 	@setup/venv.sh plugin,worker,viewer,bench
-	@.venv/bin/python tests/bench/bench.py
+	@.venv/bin/python -m tests.bench.bench
 	@.venv/bin/python tests/bench/deciding.py
 	@.venv/bin/python -m tests.bench.throughput
 	@.venv/bin/python tests/bench/backlog.py

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections import defaultdict
@@ -30,6 +28,8 @@ from segnode_cli.supervise import running
 from segnode_contract.job import OPEN_STATES
 from segnode_contract.ledger.view import Job
 from segnode_contract.settings import load_settings
+
+from .measured import machine
 
 RUNS = 3
 SHAPE = (300, 512, 512)
@@ -109,7 +109,14 @@ def main() -> None:
 
 def _report(seconds: dict[str, list[float]], child_mb: int, model_mb: int) -> None:
     whole = statistics.median(seconds["chain"])
-    table = Table("step", "median s", "min", "max", "share of chain", title=_machine())
+    table = Table(
+        "step",
+        "median s",
+        "min",
+        "max",
+        "share of chain",
+        title=f"{SHAPE}, ct-tissue, on {machine()}",
+    )
     for step, times in seconds.items():
         median = statistics.median(times)
         row = (median, min(times), max(times))
@@ -119,23 +126,10 @@ def _report(seconds: dict[str, list[float]], child_mb: int, model_mb: int) -> No
     console.print(f"peak memory: worker child {child_mb} MB, model process {model_mb} MB; n={RUNS}")
     if target := os.environ.get("BENCH_JSON"):
         rows = [
-            {
-                "step": step,
-                "tool": "segnode",
-                "seconds": statistics.median(times),
-                "peak_mb": model_mb if step == "infer" else child_mb,
-                "n": len(times),
-            }
+            row(step, "segnode", times, model_mb if step == "infer" else child_mb)
             for step, times in seconds.items()
         ]
         Path(target).write_text(json.dumps(rows, indent=2))
-
-
-def _machine() -> str:
-    listed = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
-    names = [row.split(":", 1)[1].strip() for row in listed.splitlines() if "Model name" in row]
-    name = names[0] if names else platform.machine()
-    return f"300 x 512 x 512, ct-tissue, on {os.cpu_count()} x {name}, {time.strftime('%Y-%m-%d')}"
 
 
 if __name__ == "__main__":
