@@ -22,6 +22,14 @@ class DeliveryState(StrEnum):
     FAILED = "failed"
 
 
+def failed_hint(count: int) -> str:
+    """Return the sentence on so many failed deliveries, empty for none."""
+    if not count:
+        return ""
+    what = "1 delivery" if count == 1 else f"{count} deliveries"
+    return f"{what} to other archives failed; `segnode deliveries` says which, and why."
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
     """An archive that takes C-STORE (`aet`, `host`, `port`) or STOW-RS (`url`)."""

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from segnode_cli.node import node_variables, read_environment
 from segnode_cli.show import console, say
+from segnode_contract.destination import failed_hint
 from segnode_contract.errors import SetupError
 from segnode_contract.findings import Findings, Marked, Measurement, Withheld
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState
@@ -62,8 +63,7 @@ def print_jobs(data: Path, as_json: bool) -> None:
         table.add_row(row.key[:12], row.state, row.model, row.route, images, created, said)
     console.print(table if rows else "No job yet; send a study with `segnode send FOLDER`.")
     if failed:
-        what = "1 delivery" if failed == 1 else f"{failed} deliveries"
-        say(f"{what} to other archives failed; `segnode deliveries` says which, and why.")
+        say(failed_hint(failed))
 
 
 def print_deliveries(data: Path, as_json: bool) -> None:

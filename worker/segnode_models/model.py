@@ -23,7 +23,8 @@ class InputVolume:
     """Distance of neighbours along slices, rows and columns."""
     attributes: Mapping[str, str]
     """A short list of technical attributes by keyword (`BodyPartExamined`, `ConvolutionKernel`,
-    `SliceThickness`), and ``ContrastBolus``: ``yes`` where any tag tells of contrast medium."""
+    `SliceThickness`), ``ContrastBolus``: ``yes`` where any tag tells of contrast medium, and of
+    slices on no regular grid ``Interpolated``: ``yes``, and the widest `SpacingBetweenSlices`."""
     others: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """Modality values of the other series that the card names, by role, on the grid of `hu`."""
     prior: NDArray[np.uint8] | None = None

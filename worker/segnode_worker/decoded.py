@@ -26,7 +26,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from segnode_contract.errors import ProofFailed
 from segnode_worker.archive import as_stream
 from segnode_worker.attributes import BROKEN
-from segnode_worker.rewritten import plugin_for
+from segnode_worker.pixels import plugin_for
 from segnode_worker.stack import Source
 
 _PIXEL_DATA, _PER_FRAME = 0x7FE00010, 0x52009230

@@ -15,13 +15,13 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
 from segnode_contract.errors import PeerRefused, PeerUnavailable
+from segnode_contract.form import Form
 
 Kind = tuple[str, str]
 """SOP class and transfer syntax of an object, by their UIDs."""
 
-LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
-"""Label Map Segmentation Storage, PS3.6 A; pydicom 3 lacks it."""
-_NAMES = {LABEL_MAP: "Label Map Segmentation Storage"}
+LABEL_MAP = Form.LABELMAP.storage
+_NAMES = {LABEL_MAP: "Label Map Segmentation Storage"}  # PS3.6 A; pydicom 3 lacks it
 MOST_CONTEXTS = 128
 """PS3.8 9.3.2.2: odd numbers from 1 to 255."""
 _CONNECT_S = 10

@@ -22,6 +22,7 @@ from pydicom.valuerep import DSfloat
 
 from segnode_contract.card import Card, Segment
 from segnode_contract.errors import ModelFailed
+from segnode_worker.plausible import counts_of
 from segnode_worker.stack import Source
 
 PIXEL_DATA = 0x7FE00010
@@ -83,12 +84,11 @@ def frames_of(labels: NDArray[np.uint8], card: Card, withheld: Collection[int]) 
     ModelFailed
         If there are voxels of a segment that the model says it left out.
     """
-    held = [[np.bincount(one.reshape(-1), minlength=256) for one in plane] for plane in labels]
+    counts = counts_of(labels)
     frames = [
         Frame(segment=segment, slice=number)
         for segment in card.segments
-        for number, counts in enumerate(held[segment.plane])
-        if counts[segment.value]
+        for number in np.flatnonzero(counts[segment.plane, :, segment.value]).tolist()
     ]
     for frame in frames:
         if frame.segment.number in withheld:

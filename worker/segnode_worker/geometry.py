@@ -68,8 +68,8 @@ def arrange(slices: Sequence[Slice], largest_gap_mm: float | None = None) -> Arr
     Raises
     ------
     UnsuitableSeries
-        With the code ``duplicate-position``, ``gantry-tilt``, ``missing-slice``, ``wide-gap`` or
-        ``geometry``.
+        With the code ``duplicate-position``, ``gantry-tilt``, ``shifted-slices``,
+        ``missing-slice``, ``wide-gap`` or ``geometry``.
     """
     # the digits of directions may differ from slice to slice, and files come in any order
     row, column = _orthonormal(min(slices, key=lambda one: one.name))
@@ -159,13 +159,13 @@ def _check_distinct(along: NDArray[np.float64], ordered: Sequence[Slice]) -> Non
     one, other = ordered[same[0]], ordered[same[0] + 1]
     if np.linalg.norm(np.subtract(one.position or (), other.position or ())) < _SAME_PLACE_MM:
         what = "where another does"
-        why = "and nothing in them tells them apart; each phase or echo should be its own series"
+        cure = "and nothing in them tells them apart; each phase or echo should be its own series"
     else:
         what = "beside another, at one height"
-        why = "; parts of several places should be series of their own"
+        cure = "parts of several places should be series of their own"
     raise _unsuitable(
         "duplicate-position",
-        f"{same.size} of its images lie {what}, the first at {_place(one)} mm, {why.lstrip('; ')}",
+        f"{same.size} of its images lie {what}, the first at {_place(one)} mm, {cure}",
     )
 
 

@@ -33,8 +33,7 @@ def stacks_in(slices: Sequence[Slice], min_slices: int) -> tuple[list[list[Slice
     Raises
     ------
     UnsuitableSeries
-        With the code ``geometry``, ``mixed-series``, ``duplicate-position``, ``too-few-slices``
-        or ``several-stacks``.
+        With the code ``geometry``, ``mixed-series``, ``too-few-slices`` or ``several-stacks``.
     """
     slices = sorted(slices, key=lambda one: one.name)
     for one in slices:

@@ -24,6 +24,7 @@ from segnode_worker.frames import (
     left_out_and_given,
     position,
 )
+from segnode_worker.plausible import counts_of
 from segnode_worker.stack import Source
 
 _HEADER = struct.pack("<16I", 1, 64, *[0] * 14)
@@ -47,14 +48,14 @@ def labelmap_body(
     ModelFailed
         If there are voxels of a segment that the model says it left out.
     """
-    (plane,) = labels
+    (plane,), (counts,) = labels, counts_of(labels)
     numbers = np.zeros(256, np.uint8)
     for segment in card.segments:
         numbers[segment.value] = segment.number
     found: set[int] = set()
     slices = []
-    for place, values in enumerate(plane):
-        held = np.unique(numbers[np.flatnonzero(np.bincount(values.reshape(-1)))])
+    for place, count in enumerate(counts):
+        held = np.unique(numbers[np.flatnonzero(count)])
         if held.any():
             slices.append(place)
             found |= set(held.tolist())

@@ -19,6 +19,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
+    UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -98,6 +99,12 @@ class Pixels:
         if _is_plain(self._image):
             return _plain(self._image, self._first, place)
         return _native(self._image, place)
+
+
+def plugin_for(syntax: UID) -> str:
+    """Return which decoder of pydicom's to use, empty for the first that is there."""
+    # the RLE decoder in Rust, where it is installed, panics past every handler on damaged data
+    return "pydicom" if syntax == RLELossless else ""
 
 
 def _check_format(instance: Instance) -> None:
@@ -234,8 +241,6 @@ def _native(image: Instance, place: int) -> NDArray[Any]:
 
 
 def _decoded(image: Instance, frame: bytes) -> NDArray[Any]:
-    # the RLE decoder in Rust, where it is installed, panics past every handler on damaged data
-    plugin = "pydicom" if image.transfer_syntax == RLELossless else ""
     description: dict[str, Any] = {
         "rows": image.rows,
         "columns": image.columns,
@@ -248,7 +253,10 @@ def _decoded(image: Instance, frame: bytes) -> NDArray[Any]:
         "pixel_keyword": "PixelData",
     }
     values, _ = get_decoder(image.transfer_syntax).as_array(
-        encapsulate([frame], has_bot=False), raw=True, decoding_plugin=plugin, **description
+        encapsulate([frame], has_bot=False),
+        raw=True,
+        decoding_plugin=plugin_for(image.transfer_syntax),
+        **description,
     )
     return _without_spare_bits(values, image, image.bits[1] - 1)
 

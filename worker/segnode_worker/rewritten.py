@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, RLELossless
 
 from segnode_worker.attributes import BROKEN
+from segnode_worker.pixels import plugin_for
 
 _COMPRESSED = "DerivationDescription"
 
@@ -57,9 +57,3 @@ def _frames(dataset: Dataset) -> Iterator[NDArray[Any]]:
     decoder = get_decoder(syntax)
     for frame, _ in decoder.iter_array(dataset, raw=True, decoding_plugin=plugin_for(syntax)):
         yield frame
-
-
-def plugin_for(syntax: UID) -> str:
-    """Return which decoder of pydicom's to use, empty for the first that is there."""
-    # the RLE decoder in Rust, where it is installed, panics past every handler on damaged data
-    return "pydicom" if syntax == RLELossless else ""

@@ -307,6 +307,6 @@ def series_description(card: Card, identity: ResultIdentity, what: str = "") -> 
 
 def _overlap(labels: NDArray[np.uint8]) -> bool:
     """Return whether any voxel lies in segments of two planes."""
-    return any(
+    return len(labels) > 1 and any(
         np.count_nonzero(labels[:, number], axis=0).max() > 1 for number in range(labels.shape[1])
     )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from flask import Blueprint, Response, abort, jsonify, render_template, request
 
+from segnode_contract.destination import failed_hint
 from segnode_contract.findings import Findings
 from segnode_contract.job import OPEN_STATES, JobState
 from segnode_contract.ledger import LedgerView
@@ -106,11 +107,8 @@ def _notices(view: LedgerView) -> list[str]:
 
 
 def _unsent(view: LedgerView) -> list[str]:
-    count = view.failed_deliveries()
-    if not count:
-        return []
-    what = "1 delivery" if count == 1 else f"{count} deliveries"
-    return [f"{what} to other archives failed; `segnode deliveries` says which, and why."]
+    hint = failed_hint(view.failed_deliveries())
+    return [hint] if hint else []
 
 
 def _job(view: LedgerView, describe: Describe, key: str) -> str:
