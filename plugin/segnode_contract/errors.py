@@ -14,6 +14,7 @@ The first fork is the one the queue asks about: would trying again help?
     │   ├── SpoolFull                  the disk does not take the finished result
     │   ├── PeerUnavailable            a destination gives no answer, or one that says "later"
     │   ├── ObjectMissing              the archive lacks what is to be sent on
+    │   ├── NotTold                    mail server or webhook did not take an alert
     │   └── OutOfMemory                the model may do with its smaller memory profile
     └── PermanentError                 trying again gives the same
         ├── SettingsError              a settings file or variable is wrong
@@ -146,6 +147,17 @@ class PriorMissing(TransientError):
 
 class ObjectMissing(TransientError):
     code = "object-missing"
+
+
+class NotTold(TransientError):
+    """An alert did not reach anybody; `code` names the reason where it is known.
+
+    ``mail-certificate``, ``webhook-certificate``: it is not trusted. ``mail-password``: the mail
+    server refuses our user. ``mail-refused``, ``webhook-refused``: by its answer.
+    ``mail-unreachable``, ``webhook-unreachable``: anything else.
+    """
+
+    code = "not-told"
 
 
 class ImagesChanged(PermanentError):

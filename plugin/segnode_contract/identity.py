@@ -27,7 +27,6 @@ def job_key(
     parameters: Mapping[str, object],
     form: str,
     builds_on: Iterable[str] = (),
-    revision: int = 0,
     writer_version: str = WRITER_VERSION,
 ) -> str:
     """Return the SHA-256, 64 hex digits, over everything that decides what the result is.
@@ -42,11 +41,21 @@ def job_key(
         model_digest,
         dict(parameters),
         form,
-        revision,
         writer_version,
     ]
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def revised(base_key: str, revision: int) -> str:
+    """Return the key of a revision of the job `base_key`, which is its own revision 0.
+
+    Each withdrawn result is followed by a job of the next revision, so that its UIDs are never
+    used again.
+    """
+    if revision == 0:
+        return base_key
+    return hashlib.sha256(f"{base_key}|revision {revision}".encode()).hexdigest()
 
 
 def derived_uid(key: str, role: str) -> str:

@@ -75,6 +75,9 @@ class NewJob:
     model_digest: str
     lane: str
     last_instance_at: float
+    first_instance_at: float | None = None
+    """When the first of the images came, of those since the series was decided before."""
+    modality: str = ""
     priority: Priority = Priority.ROUTINE
     roles: tuple[str, ...] = ()
     """What each series is to the model, where it takes several."""

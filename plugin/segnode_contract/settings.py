@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from segnode_contract.alerts import Alerts, check_alerts
 from segnode_contract.condition import read_condition
 from segnode_contract.destination import Destination, check_destinations
 from segnode_contract.errors import SettingsError
@@ -28,7 +29,9 @@ _KINDS = {
 }
 MODELS = "models"
 """Folder of the models that were added, in a node's data folder."""
-ROLES = ("administrator", "viewer", "worker")
+ROLES = ("administrator", "operator", "viewer", "monitor", "worker")
+"""``operator``: retries, cancels, runs and withdraws. ``monitor``: reads /metrics and no more."""
+NEEDED_ROLES = ("administrator", "viewer", "worker")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +186,7 @@ class Settings:
     models: Models = Models()
     results: Results = Results()
     destinations: tuple[Destination, ...] = ()
+    alerts: Alerts = Alerts()  # noqa: RUF009 # frozen
 
     @property
     def shared(self) -> Shared:
@@ -265,6 +269,7 @@ def load_settings(path: Path) -> Settings:
         models=one("models", Models),
         results=one("results", Results),
         destinations=many("destinations", Destination),
+        alerts=one("alerts", Alerts),
     )
     _check(settings, path)
     return settings
@@ -362,6 +367,7 @@ def _check(settings: Settings, path: Path) -> None:
     try:
         check_routes(settings.routes, settings.priorities)
         check_destinations(settings.destinations)
+        check_alerts(settings.alerts)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error.sentence}") from error
     loopback = settings.listen.host in ("127.0.0.1", "::1", "localhost")

@@ -27,10 +27,9 @@ def test_order_of_arrival_does_not_matter() -> None:
         {"instance_uids": ["1.2.1", "1.2.2", "1.2.3"]},
         {"model_digest": "e"},
         {"parameters": {"threshold": 1}},
-        {"revision": 1},
         {"writer_version": "0"},
     ],
-    ids=["one more slice", "new model", "parameter", "revision", "mended writer"],
+    ids=["one more slice", "new model", "parameter", "mended writer"],
 )
 def test_what_decides_the_result_makes_a_new_job(change: dict[str, object]) -> None:
     assert job_key(**BASE) != job_key(**{**BASE, **change})

@@ -37,6 +37,7 @@ from segnode_contract.ledger import (
 )
 from segnode_contract.ledger.intake import Decision, Verdict
 from segnode_contract.ledger.leases import Lease
+from segnode_contract.ledger.overlays import study_overlays
 from segnode_contract.ledger.schema import metadata
 from segnode_contract.ledger.work import LeaseLost
 from segnode_contract.settings import Limits
@@ -247,7 +248,7 @@ def test_a_finished_job_tells_its_story(finished: Ledger) -> None:
 
 
 def test_the_overlay_of_the_first_route_comes_first(finished: Ledger) -> None:
-    overlays = LedgerView(finished).overlays("1.2")
+    overlays = study_overlays(finished, "1.2").overlays
     assert [(o.series_uid, o.model) for o in overlays] == [
         ("1.2.1", "ct-tissue"),
         ("1.2.1", "ct-lung-density"),
@@ -256,7 +257,7 @@ def test_the_overlay_of_the_first_route_comes_first(finished: Ledger) -> None:
 
 def test_a_superseded_result_is_no_overlay(finished: Ledger) -> None:
     arrive(finished, new_job(instances=4))
-    assert [o.model for o in LedgerView(finished).overlays("1.2")] == ["ct-lung-density"]
+    assert [o.model for o in study_overlays(finished, "1.2").overlays] == ["ct-lung-density"]
 
 
 def test_a_permanent_error_fails_at_once(ledger: Ledger) -> None:

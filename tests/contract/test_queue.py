@@ -22,6 +22,7 @@ from segnode_contract.ledger import (
     WorkLedger,
 )
 from segnode_contract.ledger.intake import Decision, OpenStudy, StudyDecision, Verdict
+from segnode_contract.ledger.overlays import study_overlays
 from segnode_contract.ledger.work import LeaseLost
 from segnode_contract.settings import Background, Limits
 
@@ -328,7 +329,7 @@ def test_a_shadow_job_is_done_without_an_object(ledger: Ledger) -> None:
     assert (shown.row.state, shown.row.shadow, shown.row.objects) == ("done", True, ())
     assert Findings.from_json(shown.row.findings or {}) == found
     assert "SEG of 5 bytes, proved and not stored" in [event.detail for event in shown.events]
-    assert LedgerView(ledger).overlays("1.2") == []
+    assert study_overlays(ledger, "1.2").overlays == ()
 
 
 def test_a_shadow_job_is_not_measured_again_when_its_images_come_again(ledger: Ledger) -> None:

@@ -1,4 +1,4 @@
-"""`segnode jobs`, `segnode job`, `segnode deliveries`, `segnode retry` and `segnode cancel`."""
+"""`segnode jobs`, `job`, `deliveries`, and what is done to them: `retry`, `cancel`, `withdraw`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from segnode_contract.errors import SetupError
 from segnode_contract.findings import Findings, Marked, Measurement, Withheld
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState
 from segnode_contract.ledger import ActLedger, Ledger, LedgerView
+from segnode_contract.ledger.revisions import LONGEST, SHORTEST, reason_of
 from segnode_contract.ledger.view import DeliveryRow
 
 
@@ -166,7 +167,7 @@ def actor() -> str:
 def retry_jobs(data: Path, keys: Sequence[str]) -> None:
     """Queue jobs that ended without a result again, and deliveries that did not arrive.
 
-    Who asked is recorded.
+    A result that was withdrawn is made anew. Who asked is recorded.
 
     Raises
     ------
@@ -176,7 +177,10 @@ def retry_jobs(data: Path, keys: Sequence[str]) -> None:
     with ledger_of(data) as ledger:
         view, acts = LedgerView(ledger), ActLedger(ledger)
         whole = [_retryable(view, key) for key in keys]
-        for key in whole:
+        for key, state in whole:
+            if state == JobState.WITHDRAWN:
+                _run_anew(acts, key)
+                continue
             queued = acts.retry(key, actor())
             if queued:
                 say(f"job {key[:12]} is queued again")
@@ -214,6 +218,50 @@ def cancel_jobs(data: Path, keys: Sequence[str]) -> None:
             say(f"job {key[:12]} is cancelled")
 
 
+def withdraw_jobs(data: Path, keys: Sequence[str], reason: str) -> None:
+    """Say that results are wrong, and why; who said it is recorded.
+
+    Raises
+    ------
+    SetupError
+        If the reason is none, or a key begins no single job, or that of one without a result.
+    """
+    words = reason_of(reason)
+    if not words:
+        raise SetupError(
+            f"--reason is '{reason}'; {SHORTEST} to {LONGEST} printable characters are needed, and "
+            "no name, number or date of a patient belongs in them."
+        )
+    with ledger_of(data) as ledger:
+        view, acts = LedgerView(ledger), ActLedger(ledger)
+        for key in [_one(view, key) for key in keys]:
+            withdrawn = acts.withdraw(key, actor(), words)
+            if not withdrawn:
+                job = view.job(key)
+                raise SetupError(
+                    f"Job {key[:12]} is {job.row.state if job else 'gone'}; only a result that was "
+                    "stored is withdrawn."
+                )
+            say(f"the result of job {key[:12]} is withdrawn, and the viewer opens it no more")
+            for other in withdrawn[1:]:
+                say(f"so is that of job {other[:12]}, which builds on it")
+        say(
+            "The objects stay in the archive; an administrator can delete them on the job's page. "
+            "What was sent on to other archives is not called back. `segnode retry` makes a result "
+            "anew."
+        )
+
+
+def _run_anew(acts: ActLedger, key: str) -> None:
+    new = acts.run_anew(key, actor())
+    if new is None:
+        raise SetupError(
+            f"Job {key[:12]} cannot be made anew: a newer job has its place, or what it builds on "
+            "is withdrawn too. `segnode job` shows its history."
+        )
+    say(f"the result of job {key[:12]} is made anew as job {new[:12]}")
+
+
 def _one(view: LedgerView, key: str) -> str:
     job = view.job(key)
     if job is None:
@@ -221,14 +269,16 @@ def _one(view: LedgerView, key: str) -> str:
     return job.row.key
 
 
-def _retryable(view: LedgerView, key: str) -> str:
+def _retryable(view: LedgerView, key: str) -> tuple[str, str]:
+    """Return the whole key of a job that can be retried, and its state."""
     job = view.job(key)
     if job is None:
         raise SetupError(f"No single job's key begins with '{key}'; see `segnode jobs`.")
     unsent = any(delivery.state != JobState.DONE for delivery in job.deliveries)
-    if job.row.state not in RETRIED and not (job.row.state == JobState.DONE and unsent):
+    again = (*RETRIED, JobState.WITHDRAWN)
+    if job.row.state not in again and not (job.row.state == JobState.DONE and unsent):
         raise SetupError(
             f"Job {job.row.key[:12]} is {job.row.state}; only jobs that are "
-            f"{', '.join(RETRIED)} are retried, and results that did not reach a destination."
+            f"{', '.join(again)} are retried, and results that did not reach a destination."
         )
-    return job.row.key
+    return job.row.key, job.row.state

@@ -2,7 +2,7 @@
 
 Each side has its own door: `IntakeLedger` and `OutboxLedger` in the plugin, `WorkLedger` in a
 worker child, `WorkerLedger` in its parent, `LeaseLedger` in both, `DeliveryLedger` in the sender,
-`ActLedger` and `LedgerView` for commands and pages.
+`ActLedger`, `LedgerView` and `PictureLedger` for commands and pages.
 """
 
 from segnode_contract.ledger.acts import ActLedger
@@ -11,6 +11,7 @@ from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.intake import IntakeLedger
 from segnode_contract.ledger.leases import LeaseLedger
 from segnode_contract.ledger.outbox import OutboxLedger
+from segnode_contract.ledger.pictures import PictureLedger
 from segnode_contract.ledger.shared import read_shared, write_shared
 from segnode_contract.ledger.view import LedgerView
 from segnode_contract.ledger.work import WorkLedger
@@ -24,6 +25,7 @@ __all__ = [
     "Ledger",
     "LedgerView",
     "OutboxLedger",
+    "PictureLedger",
     "WorkLedger",
     "WorkerLedger",
     "read_shared",

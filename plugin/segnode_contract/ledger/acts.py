@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import exists, or_, select, update
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import Row, exists, or_, select, update
 
 from segnode_contract.destination import DeliveryState
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState, Stage
@@ -10,6 +13,8 @@ from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
+from segnode_contract.ledger.intake import IntakeLedger
+from segnode_contract.ledger.revisions import run_anew, withdraw
 
 
 class ActLedger:
@@ -49,7 +54,7 @@ class ActLedger:
             connection.execute(
                 schema.outbox.insert().values(job_key=key, lane=lane, due_at=now_s())
             )
-            record(connection, key, actor, str(JobState.QUEUED), "retried by hand")
+            record(connection, key, actor, str(JobState.QUEUED), "retried by hand", person=True)
             return True
 
     def cancel(self, key: str, actor: str) -> bool:
@@ -94,8 +99,79 @@ class ActLedger:
                 .where(run.c.job_key == key, run.c.ended_at.is_(None))
                 .values(ended_at=now_s(), outcome=str(JobState.CANCELLED))
             )
-            record(connection, key, actor, str(JobState.CANCELLED), "by hand")
+            record(connection, key, actor, str(JobState.CANCELLED), "by hand", person=True)
             return True
+
+    def withdraw(self, key: str, actor: str, reason: str) -> list[str]:
+        """Say that a job's result is wrong; as `revisions.withdraw`."""
+        with self._ledger.write() as connection:
+            return withdraw(connection, key, actor, reason)
+
+    def run_anew(self, key: str, actor: str) -> str | None:
+        """Make a withdrawn result anew; as `revisions.run_anew`."""
+        with self._ledger.write() as connection:
+            return run_anew(connection, key, actor)
+
+    def again(self, key: str, actor: str) -> str | None:
+        """Try once more whatever of a job did not come to its end.
+
+        One that ended without a result is queued again, a withdrawn one is made anew, and of one
+        that is done the deliveries that failed are tried again.
+
+        Returns
+        -------
+        str or None
+            The key of the job that goes on, another one after a withdrawal; None where there is
+            nothing to try again.
+        """
+        if self.retry(key, actor) or self.send_again(key, actor):
+            return key
+        return self.run_anew(key, actor)
+
+    def replay(self, keys: Collection[str], actor: str) -> list[str]:
+        """Have the series of jobs decided again, by the routes as they are now.
+
+        Returns
+        -------
+        list of str
+            Keys of those jobs of which a series is known to intake.
+        """
+        rows = self._series_of(keys)
+        intake = IntakeLedger(self._ledger)
+        for archive_id in sorted({row.archive_id for row in rows}):
+            again = {row.orthanc_id for row in rows if row.archive_id == archive_id}
+            intake.reopen(archive_id, again, actor)
+        found = list(dict.fromkeys(row.key for row in rows))
+        said = "its series are decided again"
+        with self._ledger.write() as connection:
+            for key in found:
+                record(connection, key, actor, "replay", said, person=True)
+        return found
+
+    def _series_of(self, keys: Collection[str]) -> list[Row[*tuple[Any, ...]]]:
+        """Return key, archive and Orthanc id of each series that intake knows of jobs."""
+        job, series = schema.job, schema.series
+        of_job = [job.c.key, job.c.series_uids, job.c.archive_id]
+        of_series = [series.c.orthanc_id, series.c.series_uid, series.c.archive_id.label("lies_in")]
+        query = (
+            select(*of_job, *of_series)
+            # not by archive too: SQLite would read all series of the archive for each job
+            .join(series, series.c.study_uid == job.c.study_uid)
+            .where(job.c.key.in_(keys))
+            .order_by(job.c.key)
+        )
+        with self._ledger.read() as connection:
+            rows = connection.execute(query).all()
+        return [
+            row
+            for row in rows
+            if row.archive_id == row.lies_in and row.series_uid in row.series_uids.split("\\")
+        ]
+
+    def note(self, kind: str, actor: str, detail: str = "", key: str | None = None) -> None:
+        """Record what somebody did beside: a search, say; `detail` names no patient."""
+        with self._ledger.write() as connection:
+            record(connection, key, actor, kind, detail, person=True)
 
     def send_again(self, key: str, actor: str) -> list[str]:
         """Try the deliveries of a job that is done, and that failed or wait, at once.
@@ -132,5 +208,6 @@ class ActLedger:
                 .returning(delivery.c.destination)
             ).all()
             for name in destinations:
-                record(connection, key, actor, "to send", f"to {name} again, by hand")
+                said = f"to {name} again, by hand"
+                record(connection, key, actor, "to send", said, person=True)
         return sorted(destinations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Double, select
+from sqlalchemy import Connection, Double, Integer, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -25,6 +25,23 @@ def _sqlite(element: now_s, compiler: Any, **options: Any) -> str:
 @compiles(now_s, "postgresql")
 def _postgresql(element: now_s, compiler: Any, **options: Any) -> str:
     return "extract(epoch from clock_timestamp())::float8"
+
+
+class day_of(FunctionElement[int]):
+    """The day, since 1970 and in UTC, of seconds since 1970."""
+
+    type = Integer()
+    inherit_cache = True
+
+
+@compiles(day_of, "sqlite")
+def _sqlite_day(element: day_of, compiler: Any, **options: Any) -> str:
+    return f"cast({compiler.process(element.clause_expr, **options)} / 86400 as integer)"
+
+
+@compiles(day_of, "postgresql")
+def _postgresql_day(element: day_of, compiler: Any, **options: Any) -> str:
+    return f"floor({compiler.process(element.clause_expr, **options)} / 86400)::int"
 
 
 def local_hour(connection: Connection) -> float:

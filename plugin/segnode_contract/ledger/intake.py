@@ -13,6 +13,7 @@ from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
 from segnode_contract.ledger.queue import queue, supersede
+from segnode_contract.ledger.revisions import newest, run_anew
 from segnode_contract.ledger.upsert import upsert
 
 _STRANDED = 100
@@ -24,6 +25,8 @@ class QuietSeries:
     """A series for which no instance came during the quiet period."""
 
     orthanc_id: str
+    first_instance_at: float | None
+    """Of those that came since it was decided before."""
     last_instance_at: float
     backlog: bool
     """Whether it lay in the archive before anybody waited for it."""
@@ -42,6 +45,7 @@ class SeriesOfStudy:
     """A series of an open study, as it was noted."""
 
     orthanc_id: str
+    first_instance_at: float | None
     last_instance_at: float
     idle_s: float
     """How long ago its last instance came."""
@@ -140,7 +144,12 @@ class IntakeLedger:
         table = schema.series
         with self._ledger.read() as connection:
             rows = connection.execute(
-                select(table.c.orthanc_id, table.c.last_instance_at, table.c.backlog)
+                select(
+                    table.c.orthanc_id,
+                    table.c.first_instance_at,
+                    table.c.last_instance_at,
+                    table.c.backlog,
+                )
                 .where(
                     table.c.archive_id == archive_id,
                     table.c.decided_at.is_(None),
@@ -201,7 +210,8 @@ class IntakeLedger:
                 .values(decided_at=None, backlog=True)
             )
             _touch(connection, archive_id, sorted(set(series) - known), backlog=True)
-            record(connection, None, actor, "replay", f"{len(series)} series are decided again")
+            said = f"{len(series)} series are decided again"
+            record(connection, None, actor, "replay", said, person=True)
 
     def own_series(self, series_uid: str) -> bool:
         """Return whether the series is a result of ours."""
@@ -252,6 +262,23 @@ class IntakeLedger:
                 )
             return [job.key for job in decision.jobs if queue(connection, archive_id, job)]
 
+    def queue_by_hand(self, archive_id: str, job: NewJob, actor: str) -> str:
+        """Make a job that no route asked for, or bring back the one that is there.
+
+        One whose result was withdrawn is made anew, under its next revision.
+
+        Returns
+        -------
+        str
+            Its key: that of its newest revision.
+        """
+        with self._ledger.write() as connection:
+            queue(connection, archive_id, job)
+            key = newest(connection, job.key)
+            key = run_anew(connection, key, actor) or key
+            record(connection, key, actor, "by hand", f"model {job.model}", person=True)
+            return key
+
     def open_studies(self, archive_id: str) -> list[OpenStudy]:
         """Return the studies that are to be decided as a whole, those that changed first first."""
         table = schema.study
@@ -270,6 +297,7 @@ class IntakeLedger:
             rows = connection.execute(
                 select(
                     table.c.orthanc_id,
+                    table.c.first_instance_at,
                     table.c.last_instance_at,
                     (now_s() - table.c.last_instance_at).label("idle_s"),
                     table.c.backlog,
@@ -404,12 +432,23 @@ class IntakeLedger:
 def _touch(
     connection: Connection, archive_id: str, series: Iterable[str], *, backlog: bool = False
 ) -> None:
+    table = schema.series
+    first = case(
+        (table.c.decided_at.is_not(None), now_s()),
+        else_=func.coalesce(table.c.first_instance_at, now_s()),
+    )
     for orthanc_id in series:
         upsert(
             connection,
-            schema.series,
+            table,
             {"archive_id": archive_id, "orthanc_id": orthanc_id},
-            {"last_instance_at": now_s(), "decided_at": None, "backlog": backlog},
+            {
+                "first_instance_at": first,
+                "last_instance_at": now_s(),
+                "decided_at": None,
+                "backlog": backlog,
+            },
+            at_first={"first_instance_at": now_s()},
         )
 
 

@@ -12,6 +12,7 @@ from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
+from segnode_contract.ledger.tally import count_lost
 from segnode_contract.settings import Limits
 
 
@@ -57,12 +58,14 @@ class LeaseLedger:
             Keys of those that were still in these hands.
         """
         with self._ledger.write() as connection:
-            return [
+            taken = [
                 lease.key
                 for lease in leases
                 if not (expired and _extended(connection, lease))
                 and self._lost(connection, lease, actor, why)
             ]
+            count_lost(connection, taken)
+            return taken
 
     def hand_back(self, leases: Iterable[Lease], actor: str) -> list[str]:
         """Queue jobs again that a worker gives up as it is asked to stop; this is no loss.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, select, update
@@ -13,13 +13,23 @@ from segnode_contract.job import OPEN_STATES, RETRIED, JobState, NewJob, Priorit
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.events import record
+from segnode_contract.ledger.revisions import newest
 
 _REPLACED = (JobState.DONE, *OPEN_STATES, *RETRIED)
 
 
 def queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
-    """Make a job, or bring back one that is there; return whether anything is to do."""
+    """Make a job, or bring back one that is there; return whether anything is to do.
+
+    Where results of it were withdrawn, its newest revision is meant.
+    """
     table = schema.job
+    base_key = job.key
+    job = replace(
+        job,
+        key=newest(connection, job.key),
+        builds_on=newest(connection, job.builds_on) if job.builds_on else "",
+    )
     place = {
         "archive_id": archive_id,
         "study_uid": job.study_uid,
@@ -28,6 +38,8 @@ def queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
         "lane": job.lane,
         "priority": int(job.priority),
         "model_version": job.model_version,
+        "modality": job.modality,
+        "first_instance_at": job.first_instance_at,
         "last_instance_at": job.last_instance_at,
         "updated_at": now_s(),
     }
@@ -55,6 +67,7 @@ def queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
     }
     if known is None:
         made = {
+            "base_key": base_key,
             "series_uids": _joined(job.series_uids),
             "roles": _joined(job.roles),
             "lease_epoch": 0,
@@ -131,6 +144,10 @@ def _comes_back(
     moved = elsewhere or known.archive_id != place["archive_id"]
     if known.state == JobState.RUNNING and not (came or moved):
         return False  # what runs may have fetched other pixels than those that came
+    if known.state == JobState.WITHDRAWN:
+        if came or moved:
+            _supersede_others(connection, job, place)
+        return False  # its study and UIDs stay as they are, so that no viewer opens them again
     if came or moved:
         _doubt(connection, job.key, known.state, elsewhere=elsewhere)
     match known.state:

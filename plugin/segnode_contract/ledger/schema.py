@@ -38,6 +38,7 @@ series = Table(
     metadata,
     Column("archive_id", ForeignKey("archive.archive_id"), primary_key=True),
     Column("orthanc_id", String(44), primary_key=True),
+    Column("first_instance_at", Double),  # of those that came since it was decided before
     Column("last_instance_at", Double, nullable=False),
     Column("decided_at", Double),
     Column("study_uid", _UID),
@@ -79,6 +80,7 @@ worker = Table(
     Column("detail", Text, nullable=False),
     Column("started_at", Double, nullable=False),
     Column("seen_at", Double, nullable=False),
+    Column("report", JSON),
 )
 
 shared = Table(
@@ -99,11 +101,16 @@ job = Table(
     "job",
     metadata,
     Column("key", _KEY, primary_key=True),
+    # the key of its revision 0; each later one takes the place of one that was withdrawn
+    Column("base_key", _KEY, nullable=False, server_default=""),
+    Column("revision", Integer, nullable=False, server_default=text("0")),
     Column("archive_id", ForeignKey("archive.archive_id"), nullable=False),
     Column("study_uid", _UID, nullable=False),
     Column("series_uids", Text, nullable=False),
     Column("content", _KEY, nullable=False),
     Column("instance_count", Integer, nullable=False),
+    Column("modality", String(16), nullable=False, server_default=""),
+    Column("first_instance_at", Double),
     Column("last_instance_at", Double, nullable=False),
     Column("route", String(64), nullable=False),
     Column("route_rank", Integer, nullable=False),
@@ -137,6 +144,13 @@ job = Table(
     Index("job_study", "study_uid"),
     Index("job_series", "series_uids", "model"),
     Index("job_created", "created_at"),
+    Index("job_base", "base_key", "revision"),
+    Index("job_updated", "updated_at"),
+    Index("job_state_created", "state", "created_at"),
+    Index("job_model_created", "model", "created_at"),
+    Index("job_route_created", "route", "created_at"),
+    Index("job_code_created", "error_code", "created_at"),
+    Index("job_modality_created", "modality", "created_at"),
 )
 
 run = Table(
@@ -172,6 +186,8 @@ event = Table(
     Column("actor", String(128), nullable=False),
     Column("kind", String(32), nullable=False),
     Column("detail", Text, nullable=False),
+    Column("person", Boolean, nullable=False, server_default=false()),  # somebody did it by hand
+    Index("event_person", "person", "seq"),
 )
 
 result = Table(
@@ -218,4 +234,26 @@ delivery = Table(
     Column("note", Text),  # what it said of objects that it took
     Column("updated_at", Double, nullable=False),
     Index("delivery_due", "state", "destination", "due_at"),
+)
+
+# How often something took so long on a day: counted as it happens, so that no page has to read
+# every stage of every run.
+tally = Table(
+    "tally",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),  # since 1970, UTC
+    Column("model", String(64), primary_key=True),
+    Column("measure", String(32), primary_key=True),
+    Column("bucket", Integer, primary_key=True, autoincrement=False),
+    Column("count", Integer, nullable=False),
+)
+
+alert = Table(
+    "alert",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("sentence", Text, nullable=False),
+    Column("raised_at", Double, nullable=False),
+    Column("over_at", Double),
+    Column("told_at", Double),
 )

@@ -60,10 +60,13 @@ class JobRow:
     """One job as a list shows it."""
 
     key: str
+    base_key: str
+    revision: int
     state: str
     study_uid: str
     series_uids: tuple[str, ...]
     instance_count: int
+    modality: str
     route: str
     model: str
     model_version: str
@@ -74,6 +77,7 @@ class JobRow:
     shadow: bool
     created_at: float
     updated_at: float
+    first_instance_at: float | None
     last_instance_at: float
     not_before: float
     error_code: str | None
@@ -118,16 +122,6 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overlay:
-    """A result that a viewer may show on `series_uid`."""
-
-    series_uid: str
-    seg_series_uid: str
-    model: str
-    route: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesRow:
     """A series that was seen, and what was decided about it."""
 
@@ -150,6 +144,8 @@ class WorkerRow:
     detail: str
     started_at: float
     seen_at: float
+    report: dict[str, Any] | None
+    """As of `WorkerLedger.seen`, None where it was not said."""
 
 
 class LedgerView:
@@ -189,14 +185,29 @@ class LedgerView:
             query = query.where(job.c.state == state)
         if study_uid is not None:
             query = query.where(job.c.study_uid == study_uid)
-        return self._rows(query.limit(limit).offset(offset))
+        return self.rows(query.limit(limit).offset(offset))
 
-    def states(self, keys: Collection[str]) -> dict[str, str]:
-        """Return the state of each job of `keys` that there is."""
+    def states(self, keys: Collection[str]) -> dict[str, tuple[str, str]]:
+        """Return key and state of the newest revision of each job of `keys` that there is."""
         job = schema.job
         with self._ledger.read() as connection:
-            rows = connection.execute(select(job.c.key, job.c.state).where(job.c.key.in_(keys)))
-            return {row[0]: row[1] for row in rows}
+            rows = connection.execute(
+                select(job.c.base_key, job.c.key, job.c.state)
+                .where(job.c.base_key.in_(keys))
+                .order_by(job.c.revision)
+            )
+            return {row[0]: (row[1], row[2]) for row in rows}
+
+    def revisions(self, base_key: str) -> list[tuple[int, str, str]]:
+        """Return number, key and state of each revision of a job."""
+        job = schema.job
+        with self._ledger.read() as connection:
+            rows = connection.execute(
+                select(job.c.revision, job.c.key, job.c.state)
+                .where(job.c.base_key == base_key)
+                .order_by(job.c.revision)
+            )
+            return [(row[0], row[1], row[2]) for row in rows]
 
     def counts(self) -> dict[str, int]:
         """Return the number of jobs in each state that has any."""
@@ -210,7 +221,7 @@ class LedgerView:
         column = schema.job.c.key
         # keys are hexadecimal digits, after the last of which comes g; LIKE would read every row
         begins = and_(column >= key, column < f"{key}g")
-        rows = self._rows(select(schema.job).where(begins).limit(2))
+        rows = self.rows(select(schema.job).where(begins).limit(2))
         if len(rows) != 1:
             return None
         whole = rows[0].key
@@ -284,27 +295,6 @@ class LedgerView:
         except CardError:
             return None
 
-    def overlays(self, study_uid: str) -> list[Overlay]:
-        """Return the valid results of a study: first route first, within it newest first."""
-        job, result = schema.job, schema.result
-        with self._ledger.read() as connection:
-            rows = connection.execute(
-                select(job.c.series_uids, result.c.series_uid, job.c.model, job.c.route)
-                .join(result, result.c.job_key == job.c.key)
-                .where(
-                    job.c.study_uid == study_uid,
-                    job.c.state == JobState.DONE,
-                    result.c.role.startswith("SEG"),
-                    result.c.confirmed_at.is_not(None),
-                )
-                .order_by(job.c.route_rank, job.c.created_at.desc(), result.c.role)
-            ).all()
-        return [
-            Overlay(series_uid=source, seg_series_uid=seg, model=model, route=route)
-            for sources, seg, model, route in rows
-            for source in sources.split("\\")
-        ]
-
     def series(self, study_uid: str) -> list[SeriesRow]:
         """Return the series of a study that were decided, with each route's verdict."""
         table = schema.series
@@ -325,7 +315,8 @@ class LedgerView:
             for row in rows
         ]
 
-    def _rows(self, query: Select[Any]) -> list[JobRow]:
+    def rows(self, query: Select[Any]) -> list[JobRow]:
+        """Return the jobs that a query on the job table finds."""
         run, stage, result = schema.run, schema.stage, schema.result
         with self._ledger.read() as connection:
             jobs = connection.execute(query).all()
@@ -348,10 +339,13 @@ class LedgerView:
 def _job_row(job: Row[Any], stages: Sequence[Row[Any]], objects: Sequence[Row[Any]]) -> JobRow:
     return JobRow(
         key=job.key,
+        base_key=job.base_key,
+        revision=job.revision,
         state=job.state,
         study_uid=job.study_uid,
         series_uids=tuple(job.series_uids.split("\\")),
         instance_count=job.instance_count,
+        modality=job.modality,
         route=job.route,
         model=job.model,
         model_version=job.model_version,
@@ -362,6 +356,7 @@ def _job_row(job: Row[Any], stages: Sequence[Row[Any]], objects: Sequence[Row[An
         shadow=job.shadow,
         created_at=job.created_at,
         updated_at=job.updated_at,
+        first_instance_at=job.first_instance_at,
         last_instance_at=job.last_instance_at,
         not_before=job.not_before,
         error_code=job.error_code,

@@ -26,6 +26,7 @@ from segnode_contract.ledger.deliveries import order
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
 from segnode_contract.ledger.queue import release
+from segnode_contract.ledger.tally import count_done, count_lost
 from segnode_contract.ledger.turns import next_job
 from segnode_contract.settings import Background, Limits
 
@@ -369,6 +370,7 @@ class WorkLedger:
             if not claim.shadow:
                 order(connection, claim.key, claim.model)
             release(connection, claim.key)
+            count_done(connection, claim)
 
     def failed(self, claim: Claim, error: SegnodeError, peak_mb: int) -> None:
         """Close the run with an error: later again if that may help, else for good.
@@ -417,6 +419,7 @@ class WorkLedger:
             _end_run(connection, claim, "failed", error.code, peak_mb)
             again_text = f"; next try in {wait_s:g} s" if again else ""
             record(connection, claim.key, self.worker, str(state), error.code + again_text)
+            count_lost(connection, [claim.key])
 
     def _after(
         self, error: SegnodeError, deliveries: int, age_s: float, same_s: float

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sqlalchemy import select
 
 from segnode_contract.job import JobState
@@ -33,10 +36,16 @@ class WorkerLedger:
         with self._ledger.write() as connection:
             upsert(connection, schema.model, key, values, at_first={"first_announced_at": now_s()})
 
-    def seen(self, state: str, detail: str = "") -> None:
-        """Say that this worker lives, and whether it takes jobs (`ready`) or why not."""
+    def seen(self, state: str, detail: str = "", report: Mapping[str, Any] | None = None) -> None:
+        """Say that this worker lives, and whether it takes jobs (`ready`) or why not.
+
+        Parameters
+        ----------
+        report
+            What else pages show of it: device, memory, loaded models, free space.
+        """
         table = schema.worker
-        values = {"state": state, "detail": detail, "seen_at": now_s()}
+        values = {"state": state, "detail": detail, "seen_at": now_s(), "report": report}
         with self._ledger.write() as connection:
             connection.execute(table.delete().where(table.c.seen_at < now_s() - _FORGOTTEN_S))
             upsert(
