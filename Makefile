@@ -2,6 +2,8 @@
 
 RUN_PACKAGES = ca-certificates python3-venv orthanc orthanc-python orthanc-dicomweb redis-server bubblewrap
 TEST_PACKAGES = chromium dicom3tools dcmtk postgresql docker-compose openssl procps iproute2
+# npm, of the extra `viewer`, looks for node on the path
+FETCH = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python setup
 
 .PHONY: demo test test-trixie faults fuzz bench load setup test-setup clean
 
@@ -11,12 +13,15 @@ demo: setup
 setup:
 	@setup/debian.sh $(RUN_PACKAGES)
 	@setup/venv.sh plugin,worker,viewer
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python setup/ohif.py
+	@$(FETCH)/ohif.py
+	@$(FETCH)/front.py pages
 
 test-setup:
 	@setup/debian.sh $(RUN_PACKAGES) $(TEST_PACKAGES)
 	@setup/venv.sh plugin,worker,viewer,monai,nnunet,dev
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python setup/ohif.py
+	@$(FETCH)/ohif.py
+	@$(FETCH)/front.py pages
+	@$(FETCH)/front.py tests
 
 test: test-setup
 	.venv/bin/ruff check

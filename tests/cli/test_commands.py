@@ -112,7 +112,7 @@ def test_servers_listen_on_this_machine_alone_and_ask_for_passwords(tmp_path: Pa
     assert orthanc["AuthenticationEnabled"] is True
     assert orthanc["RemoteAccessAllowed"] is False
     assert orthanc["DicomAlwaysAllowStore"] is False
-    assert set(orthanc["RegisteredUsers"]) == {"admin", "viewer", "worker"}
+    assert set(orthanc["RegisteredUsers"]) == {"admin", "operator", "viewer", "worker"}
     assert f"requirepass {node.passwords['redis']}" in redis_settings(node)
     assert "bind 127.0.0.1" in redis_settings(node)
 

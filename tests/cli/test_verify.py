@@ -315,6 +315,20 @@ def test_what_is_under_way_or_withdrawn_may_be_incomplete(
     assert codes(copy.data) == []
 
 
+def test_a_withdrawn_result_may_be_there_or_gone(
+    node: Node, jobs: list[JobRow], copy: Ledger
+) -> None:
+    copy.run("update job set state = 'withdrawn' where key = ?", jobs[0].key)
+    assert codes(copy.data) == []
+    data = stored(node, jobs[0])
+    series_uid, instance_uid = seg_of(jobs[0])
+    delete(node, instance_uid, series_uid)
+    try:
+        assert codes(copy.data) == []
+    finally:
+        archive(node).store(jobs[0].study_uid, data)
+
+
 def test_two_objects_of_one_role_are_found(jobs: list[JobRow], copy: Ledger) -> None:
     uid = add_object(copy, jobs[0], "SEG")
     copy.run("update result set confirmed_at = 1 where instance_uid = ?", uid)

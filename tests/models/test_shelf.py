@@ -123,6 +123,14 @@ def test_others_leave_where_one_wants_all(shelf: Shelf, device: Device) -> None:
     assert device.bytes == 10 * MB
 
 
+def test_a_shelf_tells_what_stands_on_it_and_what_that_takes(shelf: Shelf, device: Device) -> None:
+    for name, weights_mb in (("liver", 10), ("lung", 20), ("liver", 10)):
+        shelf.take(device.model(name, weights_mb=weights_mb, says_mb=weights_mb))
+    said = [(one.name, one.version, one.digest, one.weights // MB) for one in shelf.standing()]
+    assert said == [("lung", CARD.version, "lung", 20), ("liver", CARD.version, "liver", 10)]
+    assert shelf.budget == 100 * MB
+
+
 def test_the_hosts_meter_sees_what_is_taken() -> None:
     from segnode_models.memory import meter_of
 

@@ -59,6 +59,7 @@ def segmented(images: Sequence[Dataset], card: Card) -> Made:
         made_at=datetime(2026, 2, 3),
         stage=lambda _: nullcontext(),
         keep=in_memory,
+        pictured=True,
     )
 
 
@@ -200,6 +201,8 @@ def test_two_stacks_of_one_series_get_a_result_each(card: Card) -> None:
                 assert mask.sum() == pytest.approx(area, rel=0.15)
     volumes = [m.stack for m in made.findings.measurements if (m.segment, m.name) == (1, "Volume")]
     assert volumes == [1, 2]
+    assert list(made.pictures) == [each.instance_uid for each in made.objects[::2]]
+    assert [len(drawn) for drawn in made.pictures.values()] == [3, 3]
 
 
 @pytest.mark.parametrize(

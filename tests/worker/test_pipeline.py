@@ -34,6 +34,8 @@ from segnode_contract.identity import content_digest, job_key
 from segnode_contract.job import Claim, NewJob, Stage
 from segnode_contract.ledger import IntakeLedger, Ledger, LedgerView, WorkerLedger, WorkLedger
 from segnode_contract.ledger.intake import Decision
+from segnode_contract.ledger.overlays import study_overlays
+from segnode_contract.pictures import SIGNATURE
 from segnode_contract.settings import Limits
 from segnode_worker.folder import FolderArchive
 from segnode_worker.pipeline import run_job
@@ -433,7 +435,7 @@ def test_other_pixels_under_the_same_uids_are_an_error_and_their_result_is_shown
     run_job(claim, archive, model, work, spool, "node")
     work.done(claim, 1)
     study_uid, before = claim.study_uid, results(tmp_path)
-    assert len(LedgerView(ledger).overlays(study_uid)) == 1
+    assert len(study_overlays(ledger, study_uid).overlays) == 1
     darken(inbox)
     arrive(ledger, replace(job_of(card, images), last_instance_at=9.0))
     claim = take(work)
@@ -441,7 +443,7 @@ def test_other_pixels_under_the_same_uids_are_an_error_and_their_result_is_shown
         run_job(claim, archive, model, work, spool, "node")
     work.failed(claim, raised.value, 1)
     assert results(tmp_path) == before
-    assert LedgerView(ledger).overlays(study_uid) == []
+    assert study_overlays(ledger, study_uid).overlays == ()
 
 
 def test_other_pixels_before_anything_was_stored_are_segmented_anew(
@@ -575,3 +577,90 @@ def test_a_job_of_two_series_gives_its_model_both(
     [seg] = [each for each in made if each.Modality == "SEG"]
     [referenced] = seg.ReferencedSeriesSequence
     assert referenced.SeriesInstanceUID == images[0].SeriesInstanceUID
+
+
+class Showing(FolderArchive):
+    """A folder that keeps pictures of what it has, as many as it may."""
+
+    def __init__(self, folder_in: Path, folder_out: Path, most: int = 100) -> None:
+        super().__init__(folder_in, folder_out)
+        self.most = most
+        self.pictures: dict[tuple[str, int], bytes] = {}
+
+    def keep_picture(self, instance_uid: str, number: int, picture: bytes) -> None:
+        assert self.fetch_instance("", "", instance_uid) is not None
+        if len(self.pictures) == self.most:
+            raise ArchiveUnavailable("The node does not answer.")
+        self.pictures[instance_uid, number] = picture
+
+
+def test_the_pictures_of_a_job_reach_the_archive(
+    work: WorkLedger, spool: Spool, inbox: Path, ledger: Ledger, tmp_path: Path
+) -> None:
+    archive, claim = Showing(inbox, tmp_path / "out"), take(work)
+    run_job(claim, archive, Bright(), work, spool, "node")
+    [job] = LedgerView(ledger).jobs()
+    [seg] = [each for each in job.objects if each.role == "SEG"]
+    assert list(archive.pictures) == [(seg.instance_uid, number) for number in (1, 2, 3)]
+    assert len(set(archive.pictures.values())) == 3
+    assert all(picture.startswith(SIGNATURE) for picture in archive.pictures.values())
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_job_is_done_without_its_pictures(
+    work: WorkLedger,
+    spool: Spool,
+    inbox: Path,
+    ledger: Ledger,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    most: int,
+) -> None:
+    archive, claim = Showing(inbox, tmp_path / "out", most), take(work)
+    run_job(claim, archive, Bright(), work, spool, "node")
+    work.done(claim, 1)
+    [job] = LedgerView(ledger).jobs()
+    assert job.state == "done"
+    assert len(archive.pictures) == most
+    [said] = [record for record in caplog.records if record.msg == "pictures not kept"]
+    assert vars(said)["job_key"] == claim.key
+    assert vars(said)["code"] == "archive-unavailable"
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_result(
+    work: WorkLedger,
+    spool: Spool,
+    inbox: Path,
+    ledger: Ledger,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("CANARY^NAME")
+
+    monkeypatch.setattr("segnode_worker.result.pictures", broken)
+    archive, claim = Showing(inbox, tmp_path / "out"), take(work)
+    run_job(claim, archive, Bright(), work, spool, "node")
+    work.done(claim, 1)
+    assert archive.pictures == {}
+    assert len(results(tmp_path)) == 2
+    assert "pictures not drawn" in caplog.text
+    assert "CANARY" not in caplog.text
+
+
+def test_a_shadow_run_shows_nothing(
+    spool: Spool,
+    ledger: Ledger,
+    card: Card,
+    images: list[Dataset],
+    inbox: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("segnode_worker.result.pictures", lambda *_: pytest.fail("drawn"))
+    arrive(ledger, job_of(card, images, shadow=True))
+    work = worker_with(ledger, card)
+    archive = Showing(inbox, tmp_path / "out")
+    run_job(take(work), archive, Bright(), work, spool, "node")
+    assert archive.pictures == {}

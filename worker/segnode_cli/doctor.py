@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from segnode_contract.ledger import Ledger, LedgerView
 from segnode_contract.settings import MODELS, load_settings
 from segnode_models.registry import offer_of
 from segnode_models.trust import pinned_models
+from segnode_plugin.notice import trial as trial_of
+from segnode_plugin.telling import Channel, channels
 from segnode_worker.archive import trust_in
 from segnode_worker.receivers import receiver_of
 from segnode_worker.sandbox import why_not
@@ -35,8 +38,11 @@ _SILENT_S = 60.0
 Check = Callable[[], str]
 
 
-def examine(data: Path) -> bool:
-    """Run every check, print a line for each, and return whether all passed."""
+def examine(data: Path, *, alert: bool = False) -> bool:
+    """Run every check, print a line for each, and return whether all passed.
+
+    With `alert` people are told of a trial, too.
+    """
     known = read_environment(data)
     checks: dict[str, Check] = {
         "programs": lambda: ", ".join(check_programs().values()),
@@ -47,7 +53,7 @@ def examine(data: Path) -> bool:
         "sandbox": lambda: _sandbox(data),
         "free space": lambda: _free_space(data),
         "node": lambda: _node(known, data),
-    }
+    } | _alerts(known, trial=alert)
     if known:
         checks |= {
             "ledger": lambda: _ledger(known),
@@ -72,6 +78,33 @@ def _destinations(known: dict[str, str]) -> dict[str, Check]:
         return receiver_of(one, settings.dicom.aet, known).check()
 
     return {f"to {one.name}": partial(check, one) for one in settings.destinations}
+
+
+def _alerts(known: dict[str, str], *, trial: bool) -> dict[str, Check]:
+    """Return a check for each way by which people are told."""
+    try:
+        settings = load_settings(_config(known))
+    except SegnodeError:
+        return {}  # as above
+    try:
+        found = channels(settings.alerts, {**known, **os.environ})
+    except SegnodeError as error:
+        return {"alerts": partial(_fails, error)}
+    if not found:
+        return {"alerts": lambda: "off; email_to or webhook in [alerts] turns them on"}
+    notice = trial_of(settings.node.name, settings.alerts.quiet_s, time.time())
+
+    def check(channel: Channel) -> str:
+        said = channel.check()
+        if trial:
+            channel.tell(notice)
+        return f"{said}; a trial was sent" if trial else said
+
+    return {f"by {channel.name}": partial(check, channel) for channel in found}
+
+
+def _fails(error: SegnodeError) -> str:
+    raise error
 
 
 def _models(data: Path) -> str:
@@ -127,8 +160,12 @@ def _viewer() -> str:
 
 
 def _settings(known: dict[str, str]) -> str:
-    path = Path(known.get("SEGNODE_CONFIG", CONFIG / "segnode.toml"))
+    path = _config(known)
     return f"{path}, {len(load_settings(path).routes)} routes"
+
+
+def _config(known: dict[str, str]) -> Path:
+    return Path(known.get("SEGNODE_CONFIG", CONFIG / "segnode.toml"))
 
 
 def _free_space(data: Path) -> str:

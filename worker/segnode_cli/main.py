@@ -15,7 +15,14 @@ from segnode_cli.demo import run_demo, run_node
 from segnode_cli.doctor import examine
 from segnode_cli.explain import print_explanation
 from segnode_cli.explain import replay as replay_studies
-from segnode_cli.jobs import cancel_jobs, print_deliveries, print_jobs, retry_jobs, show_job
+from segnode_cli.jobs import (
+    cancel_jobs,
+    print_deliveries,
+    print_jobs,
+    retry_jobs,
+    show_job,
+    withdraw_jobs,
+)
 from segnode_cli.models.add import add_model
 from segnode_cli.models.show import print_models, remove_model, show_model
 from segnode_cli.node import CONFIG
@@ -120,7 +127,7 @@ def job(key: str, data: DataOption = DATA, as_json: JsonOption = False) -> None:
 
 @app.command()
 def retry(keys: list[str], data: DataOption = DATA) -> None:
-    """Queue jobs again that failed or are dead; send again what a destination did not take."""
+    """Queue failed jobs again, make withdrawn ones anew, send again what was refused."""
     retry_jobs(data, keys)
 
 
@@ -134,6 +141,16 @@ def deliveries(data: DataOption = DATA, as_json: JsonOption = False) -> None:
 def cancel(keys: list[str], data: DataOption = DATA) -> None:
     """Cancel jobs that wait or run; a running model stops within two seconds."""
     cancel_jobs(data, keys)
+
+
+@app.command()
+def withdraw(
+    keys: list[str],
+    reason: Annotated[str, typer.Option(help="What is wrong, without a patient's name.")],
+    data: DataOption = DATA,
+) -> None:
+    """Withdraw wrong results: the viewer opens them no more; the archive keeps the objects."""
+    withdraw_jobs(data, keys, reason)
 
 
 @routes.command("check")
@@ -201,6 +218,14 @@ def remove_one_model(name: str, yes: YesOption = False, data: DataOption = DATA)
 
 
 @app.command()
+def dashboard(data: DataOption = DATA, port: PortOption = 0) -> None:
+    """Show the ledger in a browser while Orthanc is down, on this machine only."""
+    from segnode_cli.dashboard import serve_dashboard  # noqa: PLC0415 # Flask: an extra
+
+    serve_dashboard(data, port)
+
+
+@app.command()
 def verify(data: DataOption = DATA, as_json: JsonOption = False) -> None:
     """Compare ledger and archive; exit code 1 with a list where they differ."""
     if not agree(data, as_json):
@@ -208,9 +233,12 @@ def verify(data: DataOption = DATA, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def doctor(data: DataOption = DATA) -> None:
+def doctor(
+    data: DataOption = DATA,
+    alert: Annotated[bool, typer.Option("--alert", help="Tell people of a trial, too.")] = False,
+) -> None:
     """Check every part; each failure is shown with its cure."""
-    if not examine(data):
+    if not examine(data, alert=alert):
         raise typer.Exit(1)
 
 

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from segnode_contract.alerts import SMTP_LOGIN, WEBHOOK_TOKEN
 from segnode_contract.errors import SettingsError, SetupError
-from segnode_contract.settings import ROLES, Settings
+from segnode_contract.settings import NEEDED_ROLES, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "orthanc-config"
 VIEWER = ROOT / ".cache" / "ohif"
+PARTS = ROOT / ".cache" / "front"
 FREE_BYTES = 1 << 30
 _USER_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _BROKER = "redis"
@@ -37,7 +39,7 @@ class Node:
     redis_port: int
     passwords: Mapping[str, str]
     logins: Mapping[str, str] = field(default_factory=dict)
-    """Variables with users and passwords of destinations."""
+    """Variables with what destinations, mail server and webhook ask for."""
 
     @property
     def url(self) -> str:
@@ -71,6 +73,7 @@ class Node:
             "SEGNODE_ARCHIVE_PASSWORD": password,
             "SEGNODE_ARCHIVE_CERTIFICATE": self.certificate,
             "SEGNODE_OHIF": str(VIEWER),
+            "SEGNODE_PARTS": str(PARTS),
             "SEGNODE_VENV": str(ROOT / ".venv"),
             "SEGNODE_HTTP_PORT": str(self.http_port),
             "SEGNODE_DICOM_PORT": str(self.dicom_port),
@@ -148,6 +151,11 @@ def node_variables(data: Path) -> dict[str, str]:
     return known
 
 
+def password_in(variables: Mapping[str, str], user: str) -> str:
+    """Return a user's password; empty where the variables hold none."""
+    return variables.get(_variable(user), "")
+
+
 def write_secret(path: Path, text: str) -> None:
     """Write a file that only its owner reads."""
     new = path.with_name(path.name + ".new")
@@ -162,7 +170,7 @@ def write_secret(path: Path, text: str) -> None:
 
 
 def _check_users(settings: Settings) -> None:
-    for role in ROLES:
+    for role in NEEDED_ROLES:
         if not any(user.role == role for user in settings.users):
             raise SettingsError(f"No [[users]] entry has the role '{role}'; a node needs one.")
     for user in settings.users:
@@ -192,12 +200,15 @@ def _make_folders(data: Path) -> None:
 
 
 def _logins(settings: Settings, known: Mapping[str, str]) -> dict[str, str]:
-    """Return the users and passwords of destinations: this shell's, or those of last time."""
+    """Return what destinations, mail server and webhook ask for: this shell's, or last time's."""
     found: dict[str, str] = {}
     for destination in settings.destinations:
         given = os.environ if any(map(os.environ.get, destination.variables)) else known
         destination.login(given)  # one without the other is no login
         found |= {name: given[name] for name in destination.variables if given.get(name)}
+    for names in (SMTP_LOGIN, (WEBHOOK_TOKEN,)):
+        given = os.environ if any(map(os.environ.get, names)) else known
+        found |= settings.alerts.secrets({name: given.get(name, "") for name in names})
     return found
 
 

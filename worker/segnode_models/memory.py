@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -67,6 +68,15 @@ def lacks_memory(error: BaseException) -> bool:
 def meter_of(device: str) -> Meter:
     """Return the meter of a torch device."""
     return _CudaMeter(device) if device.startswith("cuda") else _HostMeter()
+
+
+def name_of(device: str) -> str:
+    """Return what people call a torch device."""
+    if not device.startswith("cuda"):
+        return f"CPU ({len(os.sched_getaffinity(0))} cores)"
+    import torch  # noqa: PLC0415 - as below
+
+    return str(torch.cuda.get_device_name(device))
 
 
 class _CudaMeter:

@@ -33,7 +33,7 @@ from segnode_contract.errors import (
 from segnode_contract.events import log_events
 from segnode_contract.findings import Findings
 from segnode_contract.model_link import receive, send
-from segnode_models.memory import lacks_memory
+from segnode_models.memory import lacks_memory, name_of
 from segnode_models.model import InputVolume, Model, Stopped, Told
 from segnode_models.registry import Catalogue, ListedModel, Offer
 from segnode_models.shelf import HOST, Shelf
@@ -68,6 +68,7 @@ class Server:
     def __init__(self, offer: Callable[[], Offer], shelf: Shelf, host: Shelf | None) -> None:
         self._offer = offer
         self._shelf = shelf
+        self._name = name_of(shelf.device)
         self._host = host
         self._device = threading.Lock()
         self._broken = False
@@ -124,7 +125,13 @@ class Server:
         refused = {name: error.sentence for name, error in offer.refused.items()}
         if self._shelf.device == HOST and any(Path("/dev").glob("nvidia[0-9]*")):
             refused["(GPU)"] = _NO_CUDA
-        send(link, {"models": models, "refused": refused})
+        standing = self._shelf.standing()
+        loaded = [
+            {"model": s.name, "version": s.version, "digest": s.digest, "mb": s.weights >> 20}
+            for s in standing
+        ]
+        own = {"device": self._name, "budget_mb": self._shelf.budget >> 20, "loaded": loaded}
+        send(link, {"models": models, "refused": refused} | own)
 
     def _usable(self) -> Offer:
         offer = self._offer()

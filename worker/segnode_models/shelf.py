@@ -22,7 +22,19 @@ HOST = "cpu"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Standing:
     name: str
+    version: str
     model: Model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model that stands loaded."""
+
+    name: str
+    version: str
+    digest: str
+    weights: int
+    """Bytes that it was seen to take."""
 
 
 class Shelf:
@@ -43,8 +55,8 @@ class Shelf:
     def __init__(self, device: str, budget: int = 0, meter: Meter | None = None) -> None:
         self.device = device
         self._meter = meter or meter_of(device)
-        self._budget = budget or self._meter.budget()
-        self._meter.limit(self._budget)
+        self.budget = budget or self._meter.budget()
+        self._meter.limit(self.budget)
         self._standing: OrderedDict[str, _Standing] = OrderedDict()
         self._needs: dict[str, Need] = {}
 
@@ -53,6 +65,18 @@ class Shelf:
         """What stands loaded, by digest, and what it was seen to take."""
         # a copy first: another thread may be loading
         return {digest: self._needs[digest] for digest in list(self._standing)}
+
+    def standing(self) -> list[Loaded]:
+        """Return what stands loaded, the one used longest ago first; any thread may ask."""
+        loaded = []
+        for digest in list(self._standing):  # another thread may load or drop one meanwhile
+            one = self._standing.get(digest)
+            if one is not None:
+                weights = self._needs[digest].weights
+                loaded.append(
+                    Loaded(name=one.name, version=one.version, digest=digest, weights=weights)
+                )
+        return loaded
 
     def take(self, listed: ListedModel) -> Model:
         """Return a model, loaded now or before; others make room where they must.
@@ -100,7 +124,7 @@ class Shelf:
         others = [digest for digest in self._standing if digest != listed.digest]
         taken = sum(self._needs[digest].weights for digest in others)
         for digest in others:  # the one used longest ago first
-            if taken + wanted <= self._budget:
+            if taken + wanted <= self.budget:
                 return
             taken -= self._needs[digest].weights
             self._drop(digest)
@@ -111,7 +135,9 @@ class Shelf:
         weights = max(0, self._meter.used() - before)
         known = self._needs.get(listed.digest)
         self._needs[listed.digest] = Need(weights=weights, work=known.work if known else 0)
-        self._standing[listed.digest] = _Standing(name=listed.card.name, model=model)
+        self._standing[listed.digest] = _Standing(
+            name=listed.card.name, version=listed.card.version, model=model
+        )
         log.info(
             "model loaded",
             extra={

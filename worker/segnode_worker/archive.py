@@ -23,6 +23,7 @@ from segnode_contract.errors import (
     TransientError,
     UidCollision,
 )
+from segnode_contract.pictures import hand_over_path
 from segnode_worker.multipart import BrokenMultipart, body, parts
 from segnode_worker.rewritten import same_object
 
@@ -32,6 +33,8 @@ _LATER = (408, 425, 429)
 _OUT_OF_RESOURCES = 0xA7  # the high byte of a failure reason, PS3.4 B.2.3
 _DUPLICATES = (0x0111, 45070)  # PS3.7 C.5; what Azure says instead
 _PAGE = 1000
+_ROOT = "/dicom-web"
+_PICTURE_S = 3.0
 
 
 class LoginRefused(ArchiveUnavailable):
@@ -59,6 +62,9 @@ class Archive(Protocol):
 
     def store(self, study_uid: str, data: bytes | mmap) -> None:
         """Hand over one instance; whether it is there is for `confirm` to say."""
+
+    def keep_picture(self, instance_uid: str, number: int, picture: bytes) -> None:
+        """Have a key picture of a stored segmentation kept, where somebody may look at it."""
 
 
 def trust_in(certificate: str) -> ssl.SSLContext | None:
@@ -184,6 +190,35 @@ class DicomWebArchive:
         if answer.status in (404, 405):
             raise self._not_dicomweb(f"answers {answer.status} to a store")
         return _check_stored(text, instance_uid, answer.status)
+
+    def keep_picture(self, instance_uid: str, number: int, picture: bytes) -> None:
+        """Send a PNG to the plugin beside the DICOMweb root; asked once, and not for long.
+
+        Raises
+        ------
+        ArchiveUnavailable
+            If it does not take it; the code is ``picture-refused`` where it says so.
+        """
+        url = self._url.removesuffix(_ROOT) + hand_over_path(instance_uid, number)
+        try:
+            answer = self._pool.request(
+                "POST",
+                url,
+                headers={**self._headers, "Content-Type": "image/png"},
+                body=picture,
+                timeout=urllib3.Timeout(total=_PICTURE_S),
+                retries=False,
+                redirect=False,
+            )
+        except HTTPError as error:
+            raise self._unavailable(error) from error
+        self._check_status(answer.status)
+        if answer.status >= 300:
+            raise ArchiveUnavailable(
+                f"The node answers {answer.status} to a picture at {url}; see whether its plugin "
+                "is of the worker's version.",
+                code="picture-refused",
+            )
 
     def _get(self, path: str) -> list[bytes]:
         answer = self._ask("GET", path, {"Accept": _ACCEPT})

@@ -83,6 +83,9 @@ class FolderArchive:
                 f"The result cannot be written to {self._out}: {error.strerror}.", code="folder"
             ) from error
 
+    def keep_picture(self, instance_uid: str, number: int, picture: bytes) -> None:
+        """Keep none: there is no page here that shows them."""
+
     def _images(self) -> Iterator[tuple[Path, tuple[str, str], str]]:
         """Give the path, the study and series UID, and the modality of every image."""
         if not self._in.exists():

@@ -49,10 +49,29 @@ class KnownModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model that stands ready in a model process."""
+
+    model: str
+    version: str
+    digest: str
+    mb: int
+    """What its weights were seen to take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
+    """What a model process says of itself."""
+
     models: list[KnownModel]
     refused: dict[str, str]
     """Names of models that cannot run, and why: a sentence each."""
+    device: str
+    """That its models run on, in people's words."""
+    budget_mb: int
+    """What all models together may take of its memory."""
+    loaded: list[LoadedModel]
+    """The one used longest ago first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +137,9 @@ class ModelProcess:
                 for m in reply["models"]
             ],
             refused=reply["refused"],
+            device=reply["device"],
+            budget_mb=reply["budget_mb"],
+            loaded=[LoadedModel(**one) for one in reply["loaded"]],
         )
 
     def segment(

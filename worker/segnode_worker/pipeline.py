@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -14,6 +15,7 @@ from segnode_contract.errors import (
     ModelFailed,
     PriorMissing,
     ProofFailed,
+    SegnodeError,
     StoreRefused,
 )
 from segnode_contract.job import Claim, ResultObject, Stage
@@ -25,6 +27,8 @@ from segnode_worker.result import Made, Proof, Segmenter, check_content, make_re
 from segnode_worker.segmentation import ResultIdentity
 from segnode_worker.spool import Kept, Spool
 
+log = logging.getLogger(__name__)
+
 
 def run_job(  # noqa: PLR0917 # the job, and what it meets on its road
     claim: Claim, archive: Archive, models: Segmenter, work: WorkLedger, spool: Spool, node: str
@@ -35,6 +39,7 @@ def run_job(  # noqa: PLR0917 # the job, and what it meets on its road
         return work.stage(claim, which)
 
     proofs: Mapping[str, Proof] = {}
+    pictures: Mapping[str, tuple[bytes, ...]] = {}
     objects = _made_before(claim, archive, work, spool)
     if objects and not _same_images(claim, archive, work):
         _check_not_stored(claim, archive, objects)
@@ -46,7 +51,7 @@ def run_job(  # noqa: PLR0917 # the job, and what it meets on its road
             spool.drop(each.digest for each in made.objects)
             return
         work.made(claim, made.objects, made.findings, made.input_digest)
-        objects, proofs = list(made.objects), made.proofs
+        objects, proofs, pictures = list(made.objects), made.proofs, made.pictures
     spooled = [each.digest for each in objects]
     with stage(Stage.STORE):
         objects = [_store(claim, archive, work, each, proofs) for each in objects]
@@ -55,6 +60,17 @@ def run_job(  # noqa: PLR0917 # the job, and what it meets on its road
             kept = confirm(archive, claim.study_uid, each.data)
             work.confirmed(claim, each.as_kept(kept))
     spool.drop(spooled)
+    _hand_over(claim, archive, pictures)
+
+
+def _hand_over(claim: Claim, archive: Archive, pictures: Mapping[str, tuple[bytes, ...]]) -> None:
+    """Have the archive keep the pictures, if it can now: the job is done without them, too."""
+    try:
+        for instance_uid, drawn in pictures.items():
+            for number, picture in enumerate(drawn, 1):
+                archive.keep_picture(instance_uid, number, picture)
+    except SegnodeError as error:
+        log.warning("pictures not kept", extra={"job_key": claim.key, "code": error.code})
 
 
 def _make(  # noqa: PLR0917 # as `run_job`
@@ -85,6 +101,7 @@ def _make(  # noqa: PLR0917 # as `run_job`
             told=lambda fraction: work.progress(claim, fraction),
             content=claim.content,
             thrifty=claim.thrifty,
+            pictured=not claim.shadow,
         )
     except BaseException:
         spool.drop(kept)  # nobody will ask for what is not proved, and a patient's name is in it

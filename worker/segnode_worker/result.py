@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from segnode_worker.attributes import BROKEN
 from segnode_worker.inputs import Fetched, Inputs, digest_of, stack_inputs
 from segnode_worker.intensity import measured
 from segnode_worker.model_client import Told, unheard
+from segnode_worker.pictures import pictures
 from segnode_worker.plausible import counts_of, judged
 from segnode_worker.proof import prove
 from segnode_worker.report import report
@@ -32,6 +34,8 @@ from segnode_worker.segmentation import ResultIdentity, encode
 from segnode_worker.spool import Kept
 from segnode_worker.stack import Stack
 from segnode_worker.volume import for_model, on_source
+
+log = logging.getLogger(__name__)
 
 Keep = Callable[[Iterable[bytes]], Kept]
 Proof = Callable[[bytes | mmap], None]
@@ -64,6 +68,8 @@ class Made:
     input_digest: str
     proofs: Mapping[str, Proof]
     """By SOP Instance UID: raises `ProofFailed` for an object that does not hold the same."""
+    pictures: Mapping[str, tuple[bytes, ...]]
+    """Of each segmentation, by its SOP Instance UID: PNG files, as of `pictures.pictures`."""
 
 
 def make_result(
@@ -78,6 +84,7 @@ def make_result(
     told: Told = unheard,
     content: str | None = None,
     thrifty: bool = False,
+    pictured: bool = False,
 ) -> Made:
     """Stack, infer, encode and verify, one stack of the series after the other.
 
@@ -95,6 +102,8 @@ def make_result(
         `identity.content_digest` of the instances that the job was made for, where there is a job.
     thrifty
         Use the model's smaller memory profile.
+    pictured
+        Draw key pictures of each segmentation.
 
     Raises
     ------
@@ -113,6 +122,7 @@ def make_result(
         keep=keep,
         told=told,
         thrifty=thrifty,
+        pictured=pictured,
     )
     with stage(Stage.STACK):
         if content is not None:
@@ -130,6 +140,7 @@ def make_result(
         findings=_merged([part.findings for part in parts]),
         input_digest=digest,
         proofs={uid: proof for part in parts for uid, proof in part.proofs.items()},
+        pictures={uid: drawn for part in parts for uid, drawn in part.pictures.items()},
     )
 
 
@@ -144,6 +155,7 @@ class _Maker:
     keep: Keep
     told: Told
     thrifty: bool
+    pictured: bool
 
     def made_of(self, inputs: Inputs, identity: ResultIdentity) -> Made:
         """Segment one stack, and write and prove its objects."""
@@ -167,7 +179,27 @@ class _Maker:
         with self.stage(Stage.VERIFY):
             for each in objects:
                 proofs[each.instance_uid](each.data)
-        return Made(objects=objects, findings=findings, input_digest=inputs.digest, proofs=proofs)
+        return Made(
+            objects=objects,
+            findings=findings,
+            input_digest=inputs.digest,
+            proofs=proofs,
+            pictures={objects[0].instance_uid: self._drawn(stack, labels, identity)},
+        )
+
+    def _drawn(
+        self, stack: Stack, labels: NDArray[np.uint8], identity: ResultIdentity
+    ) -> tuple[bytes, ...]:
+        if not self.pictured:
+            return ()
+        try:
+            return pictures(stack, labels, self.card)
+        except Exception as error:  # a proved result must not be lost for a picture of it
+            log.warning(
+                "pictures not drawn",
+                extra={"job_key": identity.job_key, "error": type(error).__name__},
+            )
+            return ()
 
     def _asked(
         self, inputs: Inputs, volume: hd.Volume, identity: ResultIdentity

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from celery.signals import (
     setup_logging,
@@ -90,7 +90,7 @@ def _log(**_: object) -> None:
     logging.getLogger("celery.worker.consumer").addHandler(handler)
 
 
-def _start_parent(**_: object) -> None:
+def _start_parent(sender: Any, **_: object) -> None:
     """In Celery's parent, before it forks: the model process, and what models it has.
 
     Celery goes on after a signal's handler raised, and a worker without these would only swallow
@@ -122,6 +122,7 @@ def _start_parent(**_: object) -> None:
             spool=spool,
             service=service,
             limits=shared.limits,
+            children=lambda: _children(sender),
         )
         watch.start()
     except SegnodeError as error:
@@ -131,6 +132,11 @@ def _start_parent(**_: object) -> None:
         log.error("worker not started", extra={"error": type(error).__name__})
         os._exit(1)
     _parent = Parent(service=service, watch=watch, ledger=ledger)
+
+
+def _children(worker: Any) -> int:
+    """Return how many children Celery's worker has, 0 for as long as it has not counted CPUs."""
+    return worker.concurrency if isinstance(worker.concurrency, int) else 0
 
 
 def _as_soon_as_up(ask: Callable[[], T]) -> T:

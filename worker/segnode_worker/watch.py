@@ -8,12 +8,15 @@ import signal
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
 
 from segnode_contract.errors import SegnodeError
 from segnode_contract.ledger import LeaseLedger, WorkerLedger
 from segnode_contract.settings import Limits
-from segnode_worker.model_client import ModelProcess, kernel_kills
+from segnode_worker.model_client import Known, ModelProcess, kernel_kills
 from segnode_worker.model_service import ModelService
 from segnode_worker.owner import host, lives, parent_of, process_of
 from segnode_worker.spool import Spool
@@ -21,7 +24,9 @@ from segnode_worker.spool import Spool
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
-_SPEAK_S = 20.0
+_SPEAK_S = 2.0
+"""What pages show of a worker is this old at most; speaking takes 2 ms, and one write."""
+_ANNOUNCE_S = 20.0
 _MODELS_S = 5.0
 _HUNG_S = 300.0
 """A model process that answers nobody for this long is ended; loading may take minutes."""
@@ -35,7 +40,13 @@ _NO_MEMORY = (
 
 
 class Watch:
-    """A thread of the parent."""
+    """A thread of the parent.
+
+    Parameters
+    ----------
+    children
+        Gives the number of worker children.
+    """
 
     def __init__(
         self,
@@ -45,6 +56,7 @@ class Watch:
         spool: Spool,
         service: ModelService,
         limits: Limits,
+        children: Callable[[], int],
     ) -> None:
         self._worker = worker
         self._leases = leases
@@ -52,12 +64,14 @@ class Watch:
         self._service = service
         self._models = ModelProcess(service)
         self._limits = limits
+        self._children = children
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._spoke = self._tidied = self._looked = float("-inf")
+        self._spoke = self._announced = self._tidied = self._looked = float("-inf")
+        self._digests: set[str] = set()
         self._answered = time.monotonic()
         self._room = True
-        self._trouble = ""
+        self._trouble = self._silence = ""
         self._killed = deque([kernel_kills()], maxlen=5)
         self._ghosts: set[tuple[str, int]] = set()
 
@@ -96,14 +110,19 @@ class Watch:
         self._free_dead()
         free_mb = self._spool.free_mb()
         room = free_mb >= self._limits.free_mb
-        often_s = min(_SPEAK_S, self._limits.lease_s / 3)
+        # each question to a process that is silent holds this thread up for seconds
+        often_s = min(_ANNOUNCE_S if self._silence else _SPEAK_S, self._limits.lease_s / 3)
         if room != self._room or time.monotonic() - self._spoke > often_s:
-            state, detail = self._announce()
+            known = self._ask()
+            self._announce(known)
+            state, detail = "no-model", self._silence
+            if known is not None:
+                state, detail = "ready", " ".join(known.refused.values())
             if not room:
                 state = "no-space"
                 wanted = self._limits.free_mb
                 detail = f"{free_mb} MB are free for results, {wanted} are needed; make room."
-            self._worker.seen(state, detail)
+            self._worker.seen(state, detail, report_of(known, free_mb, self._children()))
             self._room, self._spoke = room, time.monotonic()
         if time.monotonic() - self._tidied > _TIDY_S:
             self._spool.tidy(self._worker.needed())
@@ -127,21 +146,32 @@ class Watch:
                 os.kill(process_of(name), signal.SIGKILL)
         self._ghosts = ghosts
 
-    def _announce(self) -> tuple[str, str]:
-        """Announce the models, and return the state of the worker with its reason."""
+    def _ask(self) -> Known | None:
+        """Return what the model process says, None where it says nothing."""
         try:
             known = self._models.models(_MODELS_S)
         except SegnodeError as error:
-            log.warning(error.sentence)
+            if error.sentence != self._silence:
+                log.warning(error.sentence)
+            self._silence = error.sentence
             if time.monotonic() - self._answered > _HUNG_S:
                 self._service.restart()
                 self._answered = time.monotonic()
-            return "no-model", error.sentence
-        self._answered = time.monotonic()
+            return None
+        self._silence, self._answered = "", time.monotonic()
+        return known
+
+    def _announce(self, known: Known | None) -> None:
+        """Announce the models, others at once and the same again from time to time."""
+        if known is None:
+            return
+        digests = {model.digest for model in known.models}
+        if digests == self._digests and time.monotonic() - self._announced < _ANNOUNCE_S:
+            return
         for model in known.models:
             card = model.card
             self._worker.announce(card.name, card.version, model.digest, card.source)
-        return "ready", " ".join(known.refused.values())
+        self._digests, self._announced = digests, time.monotonic()
 
     def _give_up(self) -> None:
         if self._over.wait(self._limits.stop_s):
@@ -165,6 +195,28 @@ class Watch:
                 os.kill(process_of(lease.owner), signal.SIGKILL)
         for key in self._leases.hand_back(mine, self._worker.worker):
             log.warning("job handed back", extra={"job_key": key})
+
+
+def report_of(known: Known | None, free_mb: int, children: int) -> dict[str, Any]:
+    """Return what pages show of a worker, as of `WorkerLedger.seen`.
+
+    Parameters
+    ----------
+    known
+        What its model process says, None where it says nothing.
+    free_mb
+        What its disk has for results.
+    """
+    report: dict[str, Any] = {"free_mb": free_mb, "children": children}
+    if known is None:
+        return report
+    loaded = [asdict(one) | {"digest": one.digest[:12]} for one in known.loaded]
+    return report | {
+        "device": known.device,
+        "memory_mb": known.budget_mb,
+        "used_mb": sum(one.mb for one in known.loaded),
+        "loaded": loaded,
+    }
 
 
 def free_dead(leases: LeaseLedger, worker: str, why: str = "") -> None:
