@@ -18,8 +18,10 @@ log = logging.getLogger(__name__)
 _UID = r"[0-9.]{1,64}"
 _ID = r"[0-9a-f]{8}(-[0-9a-f]{8}){4}"
 _WORKER = ("worker",)
-_PEOPLE = ("viewer", "administrator")
+_PEOPLE = ("viewer", "operator", "administrator")
+_OPERATOR = ("operator", "administrator")
 _ADMIN = ("administrator",)
+_KEY = r"[0-9a-f]{64}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,12 @@ RULES = (
         method="POST",
         path=rf"/dicom-web/studies(/{_UID})?",
         reason="STOW-RS: a job stores its result.",
+    ),
+    Rule(
+        roles=_WORKER,
+        method="POST",
+        path=rf"/segnode/api/pictures/{_UID}/[1-3]",
+        reason="A job hands over the key pictures of the result that it stored.",
     ),
     Rule(
         roles=_PEOPLE,
@@ -77,10 +85,34 @@ RULES = (
         reason="Orthanc searches by POST; nothing changes.",
     ),
     Rule(
+        roles=("monitor", *_PEOPLE),
+        method="GET",
+        path=r"/metrics",
+        reason="Numbers for Prometheus, without identifiers.",
+    ),
+    Rule(
+        roles=_PEOPLE,
+        method="POST",
+        path=r"/segnode/search",
+        reason="A search by patient or accession number, which no address may hold; recorded.",
+    ),
+    Rule(
+        roles=_OPERATOR,
+        method="POST",
+        path=rf"/segnode/jobs/(retry|cancel|replay)|/segnode/jobs/{_KEY}/withdraw",
+        reason="What people do to jobs; recorded with who did it.",
+    ),
+    Rule(
         roles=_ADMIN,
         method="POST",
-        path=r"/segnode/replay",
-        reason="Starting what a replay shows as missing; the page asks for its token.",
+        path=rf"/segnode/jobs/{_KEY}/withdraw-and-delete",
+        reason="A wrong result that the archive shall not keep either.",
+    ),
+    Rule(
+        roles=_OPERATOR,
+        method="POST",
+        path=rf"/segnode/replay|/segnode/series/{_UID}/run",
+        reason="Starting what a replay shows as missing, or a model by hand.",
     ),
     Rule(
         roles=_ADMIN,
@@ -121,14 +153,19 @@ class Access:
         headers
             With lower-case names; Orthanc checked the password in them before.
         """
-        role = self._settings.role(user_of(headers) or "")
-        path = plain_path(uri)
-        if path is None or _foreign(method, headers):
-            return False
-        return any(
+        return self.trusts(method, headers) and self.permits(user_of(headers) or "", method, uri)
+
+    def permits(self, user: str, method: str, uri: str) -> bool:
+        """Return whether the user's role may use a method on a path."""
+        role, path = self._settings.role(user), plain_path(uri)
+        return path is not None and any(
             role in rule.roles and method == rule.method and pattern.fullmatch(path)
             for rule, pattern in self._rules
         )
+
+    def trusts(self, method: str, headers: Mapping[str, str]) -> bool:
+        """Return whether no page of another origin can be behind a request."""
+        return not _foreign(method, headers)
 
 
 def register_access(orthanc: FilterModule, settings: Settings) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterable
 from typing import Any, Protocol
 
+from segnode_contract.errors import ArchiveUnavailable
 from segnode_plugin.facts import RETIRED
 
 _ARCHIVE_ID = 5357  # a global property of ours; Orthanc keeps those below 1024 for itself
+_MOST = 100  # studies of one search
 _UNKNOWN_RESOURCE = (7, 17)  # InexistentItem, UnknownResource: orthanc.ErrorCode
+_REVISION = 43  # BadRevision
 
 
 class OrthancModule(Protocol):
@@ -24,6 +28,8 @@ class OrthancModule(Protocol):
     def RestApiGet(self, uri: str) -> bytes: ...  # Orthanc's name
     def RestApiGetAfterPlugins(self, uri: str) -> bytes: ...  # Orthanc's name
     def RestApiPost(self, uri: str, body: str) -> bytes: ...  # Orthanc's name
+    def RestApiPut(self, uri: str, body: bytes) -> bytes: ...  # Orthanc's name
+    def RestApiDelete(self, uri: str) -> None: ...  # Orthanc's name
     def GetGlobalProperty(self, number: int, default: str) -> str: ...
     def SetGlobalProperty(self, number: int, value: str) -> None: ...
 
@@ -36,8 +42,33 @@ class OrthancArchive:
 
     def get(self, uri: str) -> Any:
         """Return the JSON at `uri`, None where the archive has nothing there."""
+        found = self._bytes(uri)
+        return None if found is None else json.loads(found)
+
+    def attach(self, instance_uid: str, number: int, data: bytes) -> bool:
+        """Keep `data` beside an instance; return whether there is such an instance.
+
+        Orthanc replaces what was under the number. One that is set to check revisions wants that
+        of the old content in a header, which no call from within can send: it keeps the old then.
+        """
+        ids = self._named("Instance", instance_uid)
+        if not ids:
+            return False
         try:
-            return json.loads(self._orthanc.RestApiGet(uri))
+            self._orthanc.RestApiPut(f"/instances/{ids[0]}/attachments/{number}", data)
+        except self._orthanc.OrthancException as error:
+            if error.args[:1] != (_REVISION,):
+                raise
+        return True
+
+    def attached(self, instance_uid: str, number: int) -> bytes | None:
+        """Return what was kept beside an instance under `number`, None for nothing."""
+        ids = self._named("Instance", instance_uid)
+        return self._bytes(f"/instances/{ids[0]}/attachments/{number}/data") if ids else None
+
+    def _bytes(self, uri: str) -> bytes | None:
+        try:
+            return self._orthanc.RestApiGet(uri)
         except self._orthanc.OrthancException as error:
             if error.args and error.args[0] in _UNKNOWN_RESOURCE:
                 return None
@@ -87,6 +118,39 @@ class OrthancArchive:
         They are several where the same UID came in two studies, or for two patients.
         """
         return self._named("Series", series_uid)
+
+    def studies_with(self, keyword: str, value: str) -> list[str]:
+        """Return the Study Instance UIDs of studies with a value, letter by letter.
+
+        Parameters
+        ----------
+        keyword
+            ``PatientID`` or ``AccessionNumber``.
+        """
+        wanted = value.replace("\\", "").replace("*", "").replace("?", "")
+        query = {"Level": "Study", "Expand": True, "Limit": _MOST, "Query": {keyword: wanted}}
+        found = json.loads(self._orthanc.RestApiPost("/tools/find", json.dumps(query)))
+        return [study["MainDicomTags"]["StudyInstanceUID"] for study in found]
+
+    def delete_instances(self, instance_uids: Iterable[str]) -> int:
+        """Delete instances, by their SOP Instance UIDs; return how many were there.
+
+        Raises
+        ------
+        ArchiveUnavailable
+            If Orthanc deletes one of them not; those before it are gone.
+        """
+        ids = [one for uid in instance_uids for one in self._named("Instance", uid)]
+        for one in ids:
+            try:
+                self._orthanc.RestApiDelete(f"/instances/{one}")
+            except self._orthanc.OrthancException as error:
+                if error.args and error.args[0] in _UNKNOWN_RESOURCE:
+                    continue  # somebody else did
+                raise ArchiveUnavailable(
+                    f"Orthanc does not delete the instance {one}; see its log."
+                ) from error
+        return len(ids)
 
     def _named(self, level: str, uid: str) -> list[str]:
         found = json.loads(self._orthanc.RestApiPost("/tools/lookup", uid))

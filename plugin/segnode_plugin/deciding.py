@@ -18,6 +18,7 @@ from segnode_plugin.clauses import refusal
 from segnode_plugin.facts import SeriesFacts
 
 _OURS = "a result of ours"
+_MODALITY = 16  # CS of PS3.5 6.2 has no more
 _NO_MODEL = "waits: no worker has announced the model"
 
 
@@ -30,6 +31,8 @@ class Arrived:
     """As `Route.trigger`: which routes decide."""
     came_at: tuple[float, ...]
     """When the last instance of each came, by the ledger's clock."""
+    began_at: tuple[float | None, ...] = ()
+    """When the first instance of each came; nothing where nobody asks."""
     idle_s: float = 0.0
     """How long ago the last instance of all came."""
     backlog: bool = False
@@ -176,6 +179,8 @@ def _job(  # noqa: PLR0917 # a job, and all that decides about it
         return _Held(reason=reason, waits=False)
     if isinstance(first, _Held):
         return replace(first, reason=f"comes after '{route.after}': {first.reason}")
+    places = [place for place, f in enumerate(arrived.series) if f.series_uid in series_uids]
+    began_at = [at for place in places for at in arrived.began_at[place : place + 1] if at]
     job = new_job(
         rank,
         route,
@@ -185,11 +190,8 @@ def _job(  # noqa: PLR0917 # a job, and all that decides about it
         form=_form(model, known.form),
         builds_on=first.key if first else "",
         priority=_priority(route, known.priorities, group[0], backlog=arrived.backlog),
-        last_instance_at=max(
-            at
-            for facts, at in zip(arrived.series, arrived.came_at, strict=True)
-            if facts.series_uid in series_uids
-        ),
+        first_instance_at=min(began_at, default=None),
+        last_instance_at=max(arrived.came_at[place] for place in places),
     )
     for (name, uids), other in made.items():
         if (
@@ -213,6 +215,7 @@ def new_job(
     form: Form,
     builds_on: str = "",
     priority: Priority = Priority.ROUTINE,
+    first_instance_at: float | None = None,
     last_instance_at: float,
 ) -> NewJob:
     """Make the job of a route for series that it took together."""
@@ -244,6 +247,8 @@ def new_job(
         model_version=model.version,
         model_digest=model.digest,
         lane=route.lane,
+        modality=group[0].modality[:_MODALITY],
+        first_instance_at=first_instance_at,
         last_instance_at=last_instance_at,
         priority=priority,
         builds_on=builds_on,

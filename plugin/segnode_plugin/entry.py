@@ -6,27 +6,35 @@ import os
 from pathlib import Path
 from typing import Any
 
+from flask import Blueprint
+
 from segnode_contract.events import log_events
 from segnode_contract.ledger import (
     IntakeLedger,
     LeaseLedger,
     Ledger,
-    LedgerView,
     OutboxLedger,
+    PictureLedger,
     write_shared,
 )
 from segnode_contract.settings import load_connections
 from segnode_plugin.access import register_access
+from segnode_plugin.alerting import Alerting, free_mb_of
 from segnode_plugin.archive import OrthancArchive
 from segnode_plugin.dispatch import CeleryBell, Dispatch
 from segnode_plugin.intake import Intake
 from segnode_plugin.route_file import RouteFile
 from segnode_plugin.service import Service
+from segnode_plugin.telling import channels
+from segnode_plugin.web import by_hand
 from segnode_plugin.web.adapter import Adapter
-from segnode_plugin.web.app import StudyWords, create_app
+from segnode_plugin.web.app import create_app
+from segnode_plugin.web.health import health_of
 from segnode_plugin.web.ohif import ohif_pages
+from segnode_plugin.web.pictures import picture_pages
 from segnode_plugin.web.qido import qido_shim
 from segnode_plugin.web.routes import RoutePages
+from segnode_plugin.web.site import Site
 
 CONFIG = Path(__file__).parents[2] / "orthanc-config"
 
@@ -57,50 +65,58 @@ def start(orthanc: Any) -> None:
         CeleryBell(connections.broker_url),
         settings.limits.lease_s,
     )
-    service = Service([intake.tick, dispatch.tick])
-
-    adapter = Adapter(orthanc)
-    pages = [
-        qido_shim(
-            orthanc.RestApiGetAfterPlugins,
-            refusal=orthanc.OrthancException,
-            decodes=adapter.decodes,
-        )
-    ]
-    pages.append(
-        RoutePages(
-            archive=archive,
-            file=routes,
-            intake=intake_ledger,
-            view=LedgerView(ledger),
-            settings=settings,
-        ).blueprint()
+    alerting = Alerting(
+        ledger,
+        settings,
+        channels(settings.alerts, os.environ),
+        free_mb_of(connections.data),
     )
-    viewer = os.environ.get("SEGNODE_OHIF")
-    if viewer:
-        pages.append(ohif_pages(Path(viewer), CONFIG / "ohif.js"))
-    app = create_app(
-        LedgerView(ledger),
+    health = health_of(connections, settings.limits, archive)
+    service = Service([intake.tick, dispatch.tick, alerting.tick, health.tick])
+    site = Site(
+        ledger=ledger,
         settings=settings,
-        blueprints=pages,
-        describe=lambda study_uid: _describe(archive, study_uid),
+        archive=archive,
         trouble=lambda: routes.trouble,
+        parts=_folder("SEGNODE_PARTS"),
+        health=health,
     )
-    adapter.register(app, ("/segnode", "/ohif", "/qido"))
+    adapter = Adapter(orthanc)
+    app = create_app(site, _pages(orthanc, adapter, archive, routes, site))
+    adapter.register(app, ("/segnode", "/ohif", "/qido", "/metrics"))
     register_access(orthanc, settings)
     _on_change(orthanc, service)
 
 
-def _describe(archive: OrthancArchive, study_uid: str) -> StudyWords | None:
-    study = archive.study(study_uid)
-    if study is None:
-        return None
-    tags = study["MainDicomTags"]
-    return StudyWords(
-        patient_name=study["PatientMainDicomTags"].get("PatientName", ""),
-        description=tags.get("StudyDescription", ""),
-        accession=tags.get("AccessionNumber", ""),
+def _pages(
+    orthanc: Any, adapter: Adapter, archive: OrthancArchive, routes: RouteFile, site: Site
+) -> list[Blueprint]:
+    """Return the pages that need the archive."""
+    shim = qido_shim(
+        orthanc.RestApiGetAfterPlugins,
+        refusal=orthanc.OrthancException,
+        decodes=adapter.decodes,
     )
+    about_routes = RoutePages(
+        archive=archive,
+        file=routes,
+        intake=IntakeLedger(site.ledger),
+        view=site.view,
+        settings=site.settings,
+    )
+    pages = [
+        shim,
+        about_routes.blueprint(),
+        picture_pages(PictureLedger(site.ledger), archive),
+        by_hand.pages(site, routes),
+    ]
+    viewer = _folder("SEGNODE_OHIF")
+    return [*pages, ohif_pages(viewer, CONFIG / "ohif.js")] if viewer else pages
+
+
+def _folder(variable: str) -> Path | None:
+    named = os.environ.get(variable)
+    return Path(named) if named else None
 
 
 def _on_change(orthanc: Any, service: Service) -> None:

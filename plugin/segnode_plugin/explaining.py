@@ -118,8 +118,8 @@ def explained(words: Sequence[Word], view: LedgerView) -> list[Explained]:
             model=word.job.model if word.job else "",
             priority=word.job.priority.name.lower() if word.job else "",
             shadow=bool(word.job and word.job.shadow),
-            job=word.job.key if word.job else "",
-            state=states.get(word.job.key, MISSING) if word.job else "",
+            job=states.get(word.job.key, (word.job.key, ""))[0] if word.job else "",
+            state=states.get(word.job.key, ("", MISSING))[1] if word.job else "",
         )
         for word in words
     ]

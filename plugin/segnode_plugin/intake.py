@@ -212,6 +212,7 @@ class Intake:
         arrived = Arrived(
             series=(facts,),
             trigger="series",
+            began_at=(quiet.first_instance_at,),
             came_at=(quiet.last_instance_at,),
             backlog=quiet.backlog,
         )
@@ -272,6 +273,7 @@ class Intake:
         arrived = Arrived(
             series=tuple(facts for _, facts in there),
             trigger="study",
+            began_at=tuple(one.first_instance_at for one, _ in there),
             came_at=tuple(one.last_instance_at for one, _ in there),
             idle_s=idle_s,
             backlog=all(one.backlog for one in images),

@@ -145,6 +145,6 @@ def _settings(folder: Path, port: int) -> dict[str, object]:
         "HttpBindAddresses": ["127.0.0.1"],
         "RemoteAccessAllowed": False,
         "DicomServerEnabled": False,
-        "RegisteredUsers": dict.fromkeys(("admin", "viewer", "worker"), PASSWORD),
+        "RegisteredUsers": dict.fromkeys(("admin", "operator", "viewer", "worker"), PASSWORD),
         "PythonScript": str(Path(__file__).with_name("orthanc_script.py")),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import sys
 import tarfile
 from pathlib import Path
 from types import ModuleType
@@ -20,15 +21,22 @@ ROOT = Path(__file__).parents[2]
 BUNDLE = "app.bundle.0f6159c501addfe9.js"
 
 
-@pytest.fixture(scope="module")
-def setup() -> ModuleType:
-    """The script `setup/ohif.py`."""
-    spec = importlib.util.spec_from_file_location("setup_ohif", ROOT / "setup" / "ohif.py")
+def setup_script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return a script of `setup`, loaded as Python itself loads one that is run."""
+    monkeypatch.syspath_prepend(ROOT / "setup")
+    spec = importlib.util.spec_from_file_location(f"setup_{name}", ROOT / "setup" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, script)  # dataclasses look there
     spec.loader.exec_module(script)
     return script
+
+
+@pytest.fixture
+def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script `setup/ohif.py`."""
+    return setup_script("ohif", monkeypatch)
 
 
 def package(files: dict[str, bytes], link: str | None = None) -> bytes:
@@ -81,10 +89,13 @@ def test_nothing_is_written_outside_the_folder(setup: ModuleType, tmp_path: Path
     assert not (tmp_path / "dist" / "link.js").is_symlink()
 
 
-def test_other_package_than_the_pinned_one_is_refused(setup: ModuleType) -> None:
-    setup.check_digest(b"x", hashlib.sha512(b"x").hexdigest())
-    with pytest.raises(SetupError, match="nothing was installed"):
-        setup.check_digest(b"another package")
+def test_other_package_than_the_pinned_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = setup_script("package", monkeypatch)
+    digest = hashlib.sha512(b"x").hexdigest()
+    pinned = script.Package(name="@ohif/app", version="1.0.0", sha512=digest)
+    script.check_digest(pinned, b"x")
+    with pytest.raises(SetupError, match=r"@ohif/app 1\.0\.0 .* nothing was installed"):
+        script.check_digest(pinned, b"another package")
 
 
 def test_present_viewer_is_left_alone(setup: ModuleType, tmp_path: Path) -> None:
@@ -101,7 +112,8 @@ def client(tmp_path: Path) -> FlaskClient:
     for name in (BUNDLE, "app.bundle.css", "0ddf166f7a343eda.wasm", "assets/favicon.ico"):
         (dist / name).write_bytes(b"content")
     (tmp_path / "secret").write_text("outside")
-    (tmp_path / "ohif.js").write_text("window.config = {}")
+    (tmp_path / "ohif.js").write_text("window.config = { extensions: [first] };\n")
+    (tmp_path / "ohif-first.js").write_text("const first = {};\n")
     app = Flask(__name__)
     app.register_blueprint(ohif_pages(dist, tmp_path / "ohif.js"))
     return app.test_client()
@@ -135,8 +147,24 @@ def test_file_has_its_type_and_is_kept_only_if_named_by_content(
 
 def test_settings_are_ours_and_never_kept(client: FlaskClient) -> None:
     answer = client.get("/ohif/app-config.js")
-    assert answer.text == "window.config = {}"
+    assert answer.content_type == "text/javascript; charset=utf-8"
     assert answer.headers["Cache-Control"] == "no-store"
+    # one function, so that no name of ours meets one of the viewer's
+    assert answer.text.splitlines() == [
+        "(function () {",
+        "'use strict';",
+        "const first = {};",
+        "",
+        "window.config = { extensions: [first] };",
+        "})();",
+    ]
+
+
+def test_an_eye_of_the_panel_is_that_of_its_own_segmentation(
+    client: FlaskClient, tmp_path: Path
+) -> None:
+    (tmp_path / "dist" / BUNDLE).write_text("if (expandedContext.isActive) { own(); }")
+    assert client.get(f"/ohif/{BUNDLE}").text == "if (expandedContext) { own(); }"
 
 
 @pytest.mark.parametrize(

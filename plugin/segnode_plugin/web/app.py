@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from flask import Blueprint, Flask, Response
 from werkzeug.exceptions import HTTPException
 
 from segnode_contract.errors import LedgerUnavailable
-from segnode_contract.ledger import LedgerView
-from segnode_contract.settings import Settings
-from segnode_plugin.web.jobs import Describe, StudyWords, job_pages
-
-__all__ = ["Describe", "StudyWords", "create_app"]
+from segnode_plugin.web import (
+    history,
+    job,
+    jobs,
+    metrics,
+    models,
+    now,
+    parts,
+    study,
+    withdraw,
+)
+from segnode_plugin.web.guard import guard
+from segnode_plugin.web.overlays import overlay_pages
+from segnode_plugin.web.site import Site
+from segnode_plugin.web.timing import bars, duration, iso, total_s
 
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "Referrer-Policy": "same-origin",  # without any, a form of ours has the Origin "null"
     "X-Content-Type-Options": "nosniff",
@@ -24,40 +35,37 @@ _HEADERS = {
 """For every answer that does not say otherwise, as the viewer's do."""
 
 _SENTENCES = {
-    403: "This needs an administrator, and a form of ours: open the page again.",
+    403: "Your role may not do this, or the page that asked for it is too old: open it again.",
     404: "There is nothing at this address.",
-    405: "Pages are for reading; nothing can be changed here.",
+    405: "This address does not take that; nothing was changed.",
 }
 
 
-def create_app(
-    view: LedgerView,
-    *,
-    settings: Settings,
-    blueprints: Iterable[Blueprint] = (),
-    describe: Describe = lambda study_uid: None,
-    trouble: Callable[[], str] = str,
-) -> Flask:
+def create_app(site: Site, blueprints: Iterable[Blueprint] = ()) -> Flask:
     """Make the WSGI application.
 
     Parameters
     ----------
-    view
-        The ledger, reading.
-    settings
-        `segnode.toml`.
+    site
+        What all pages are made from.
     blueprints
-        The viewer and the searches, where there is an archive.
-    describe
-        Gives a study's words from the archive.
-    trouble
-        Gives what the first page warns of, beside workers; empty for nothing.
+        What there is with an archive only: the viewer, the searches, routes.
     """
     app = Flask(__name__, static_url_path="/segnode/static")
     # whoever serves us writes one line; Flask's own would hold the error's text, a name maybe
     app.config["PROPAGATE_EXCEPTIONS"] = True
-    app.context_processor(lambda: {"node": settings.node.name, "blueprints": app.blueprints})
-    app.register_blueprint(job_pages(view, describe, trouble))
+    app.context_processor(lambda: {"node": site.settings.node.name, "blueprints": app.blueprints})
+    for each in (iso, duration, total_s):
+        app.add_template_filter(each)
+    app.add_template_global(bars)
+    app.jinja_env.globals["archived"] = site.archive is not None
+    guard(app, site.settings)
+    for pages in (
+        *(now.pages, jobs.pages, job.pages, withdraw.pages, study.pages, parts.pages),
+        *(models.pages, history.pages, metrics.pages),
+    ):
+        app.register_blueprint(pages(site))
+    app.register_blueprint(overlay_pages(site.ledger))
     for blueprint in blueprints:
         app.register_blueprint(blueprint)
     app.register_error_handler(LedgerUnavailable, _ledger_unavailable)

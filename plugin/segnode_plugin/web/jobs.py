@@ -1,148 +1,122 @@
-"""The pages at /segnode/: jobs, one job, one study; and what the viewer asks."""
+"""The list of jobs: filtered by its address, or of the studies of a patient."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from functools import partial
 
-from flask import Blueprint, Response, abort, jsonify, render_template, request
+from flask import Blueprint, Response, render_template, request
 
-from segnode_contract.destination import failed_hint
-from segnode_contract.findings import Findings
-from segnode_contract.job import OPEN_STATES, JobState
-from segnode_contract.ledger import LedgerView
-from segnode_plugin.web.measured import table_of
-from segnode_plugin.web.timing import bars, duration, iso, total_s
+from segnode_contract.job import JobState
+from segnode_contract.ledger.listing import JobListing, Wanted
+from segnode_contract.ledger.now import NowView
+from segnode_plugin.web.bulk import ACTS, MOST, act, outcome
+from segnode_plugin.web.filters import Asked, asked
+from segnode_plugin.web.fresh import answer, tag_of
+from segnode_plugin.web.site import Archive, Site, StudyWords
 
-_UID = re.compile(r"[0-9.]{1,64}")
-_KEY = re.compile(r"[0-9a-f]{8,64}")
 _PER_PAGE = 50
 _LAST_PAGE = 100_000
-_SILENT_S = 90.0
-"""A worker speaks more often than this."""
-_LACKS = {"ready": "does not offer every model"}
+_FOUND = 500
+"""So many jobs of one search are shown."""
+_STUDIES = 100
+"""So many studies of one search are looked at."""
+_KEYWORDS = {"patient": "PatientID", "accession": "AccessionNumber"}
+_NAMES = {"patient": "patient ID", "accession": "accession number"}
+_WILDCARDS = frozenset("*?\\")
+_LONGEST = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudyWords:
-    """What people call a study; asked of the archive for each page, never kept."""
+def pages(site: Site) -> Blueprint:
+    """Make the list, the search, and what is done to the jobs of both."""
+    blueprint = Blueprint("jobs", __name__, url_prefix="/segnode")
 
-    patient_name: str
-    description: str
-    accession: str
+    @blueprint.get("/jobs")
+    def jobs() -> Response:
+        return _list(site)
 
+    @blueprint.post("/search")
+    def search() -> str:
+        return _search(site)
 
-Describe = Callable[[str], StudyWords | None]
-"""Gives the words of a Study Instance UID, None where the archive has no such study."""
+    for what in ACTS:
+        do = partial(act, site, what)
+        blueprint.add_url_rule(f"/jobs/{what}", endpoint=what, view_func=do, methods=["POST"])
 
-
-def job_pages(view: LedgerView, describe: Describe, trouble: Callable[[], str]) -> Blueprint:
-    """Make the pages."""
-    pages = Blueprint("segnode", __name__, url_prefix="/segnode")
-    pages.add_app_template_filter(iso)
-    pages.add_app_template_filter(duration)
-    pages.add_app_template_filter(total_s)
-    pages.add_app_template_global(bars)
-
-    @pages.get("/", strict_slashes=False)
-    def jobs() -> str:
-        return _list(view, describe, trouble())
-
-    @pages.get("/jobs/<key>")
-    def job(key: str) -> str:
-        return _job(view, describe, key)
-
-    @pages.get("/studies/<uid>")
-    def study(uid: str) -> str:
-        return _study(view, describe, uid)
-
-    @pages.get("/api/overlays")
-    def overlays() -> Response:
-        uid = request.args.get("StudyInstanceUIDs", "")
-        if not _UID.fullmatch(uid):
-            abort(404)
-        return jsonify(overlays=[asdict(overlay) for overlay in view.overlays(uid)])
-
-    @pages.get("/health")
-    def health() -> Response:
-        return jsonify(status="ok", schema=view.schema_version())
-
-    return pages
+    return blueprint
 
 
-def _list(view: LedgerView, describe: Describe, trouble: str) -> str:
-    state = request.args.get("state")
-    if state is not None and state not in set(JobState):
-        abort(404)
+def _list(site: Site) -> Response:
+    found = asked(request.args.get)
     page = min(max(request.args.get("page", 1, int), 1), _LAST_PAGE)
-    found = view.jobs(state=state, limit=_PER_PAGE + 1, offset=_PER_PAGE * (page - 1))
-    shown, counts = found[:_PER_PAGE], view.counts()
+    tag = tag_of(NowView(site.ledger).pulse())
+    return answer(tag, lambda: _listed(site, found, page, tag))
+
+
+def _listed(site: Site, found: Asked, page: int, tag: str) -> str:
+    listing, counts = JobListing(site.ledger), site.view.counts()
+    rows = listing.page(found.wanted, limit=_PER_PAGE + 1, offset=_PER_PAGE * (page - 1))
+    whole = page == 1 and len(rows) <= _PER_PAGE
     return render_template(
         "jobs.html",
-        jobs=shown,
-        more=len(found) > _PER_PAGE,
+        tag=tag,
+        asked=found,
+        said=outcome(request.args.get),
+        jobs=rows[:_PER_PAGE],
+        more=len(rows) > _PER_PAGE,
         page=page,
-        state=state,
+        matching=len(rows) if whole else listing.count(found.wanted, MOST + 1),
+        most=MOST,
         counts=[(state, counts[state]) for state in JobState if state in counts],
-        going_on=any(state in counts for state in OPEN_STATES),
-        words={uid: describe(uid) for uid in {job.study_uid for job in shown}},
-        notices=[trouble, *_notices(view)] if trouble else _notices(view),
-        now=view.now(),
+        choices=listing.choices(),
+        words=_words(site, (job.study_uid for job in rows[:_PER_PAGE])),
+        now=site.view.now(),
     )
 
 
-def _notices(view: LedgerView) -> list[str]:
-    """Return what keeps workers from taking jobs, a sentence each."""
-    now = view.now()
-    alive = [worker for worker in view.workers() if now - worker.seen_at < _SILENT_S]
-    if not alive:
-        return ["No worker says that it lives; jobs wait until one does.", *_unsent(view)]
-    said = [
-        f"Worker {worker.name} {_LACKS.get(worker.state, 'takes no jobs')}: {worker.detail}"
-        for worker in alive
-        if worker.detail
-    ]
-    return said + _unsent(view)
-
-
-def _unsent(view: LedgerView) -> list[str]:
-    hint = failed_hint(view.failed_deliveries())
-    return [hint] if hint else []
-
-
-def _job(view: LedgerView, describe: Describe, key: str) -> str:
-    found = view.job(key) if _KEY.fullmatch(key) else None
-    if found is None:
-        abort(404)
-    job = found.row
-    card = view.card(job.model, job.model_digest)
-    first = view.job(job.builds_on) if job.builds_on else None
-    findings = Findings.from_json(job.findings) if job.findings else Findings()
-    names = {segment.number: segment.label for segment in card.segments} if card else {}
+def _search(site: Site) -> str:
+    by, value = request.form.get("by", ""), request.form.get("value", "").strip()
+    trouble = _trouble(site, by, value)
+    studies: list[str] = []
+    if site.archive and not trouble:
+        studies = _studies(site.archive, by, value)
+        count = "1 study" if len(studies) == 1 else f"{len(studies)} studies"
+        site.acts.note("search", request.remote_user or "", f"by {_NAMES[by]}: {count}")
+    wanted = Wanted(studies=tuple(studies))
+    jobs = JobListing(site.ledger).page(wanted, limit=_FOUND) if studies else []
+    with_jobs = {job.study_uid for job in jobs}
     return render_template(
-        "job.html",
-        job=job,
-        first=first.row if first else None,
-        runs=found.runs,
-        events=found.events,
-        deliveries=found.deliveries,
-        words=describe(job.study_uid),
-        found=table_of(findings, names),
-        limitations=findings.limitations,
-        now=view.now(),
+        "search.html",
+        by=_NAMES.get(by, ""),
+        trouble=trouble,
+        studies=studies,
+        most=_STUDIES,
+        jobs=jobs,
+        without=[uid for uid in studies if uid not in with_jobs],
+        words=_words(site, studies),
+        now=site.view.now(),
     )
 
 
-def _study(view: LedgerView, describe: Describe, uid: str) -> str:
-    series = view.series(uid) if _UID.fullmatch(uid) else []
-    if not series:
-        abort(404)
-    return render_template(
-        "study.html",
-        uid=uid,
-        series=series,
-        jobs=view.jobs(study_uid=uid),
-        words=describe(uid),
-        now=view.now(),
-    )
+def _studies(archive: Archive, by: str, value: str) -> list[str]:
+    return list(dict.fromkeys(archive.studies_with(_KEYWORDS[by], value)))[:_STUDIES]
+
+
+def _trouble(site: Site, by: str, value: str) -> str:
+    """Return why nothing is searched for, with what to do; empty where it is."""
+    if site.archive is None:
+        return (
+            "Only the archive knows patients and accession numbers, and it is not here: search in "
+            "Orthanc's own dashboard once it is up, or look for the job by its day in the list."
+        )
+    if by not in _KEYWORDS:
+        return "Say whether it is a patient ID or an accession number."
+    if not value or len(value) > _LONGEST or not value.isprintable():
+        return f"A {_NAMES[by]} has 1 to {_LONGEST} letters and digits; type the whole of it."
+    if _WILDCARDS & set(value):
+        return f"A {_NAMES[by]} is looked for letter by letter: leave out *, ? and \\."
+    return ""
+
+
+def _words(site: Site, studies: Iterable[str]) -> dict[str, StudyWords | None]:
+    return {uid: site.words(uid) for uid in dict.fromkeys(studies)}

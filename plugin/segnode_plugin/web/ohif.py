@@ -26,6 +26,9 @@ _TYPES = {
 
 _NAMED_BY_CONTENT = re.compile(r"(^|\.)[0-9a-f]{16}\.(js|wasm|woff2)$")
 
+_MENDED = (b"if (expandedContext.isActive) {", b"if (expandedContext) {")
+"""In 3.13.2 the eye beside a segmentation switches the active one, whichever it stands at."""
+
 _HEADERS = {
     # the browser itself refuses any address but ours, whatever a script of the viewer asks for;
     # unsafe-eval: its codecs are WebAssembly, and its SEG reader (ndarray) compiles functions
@@ -52,13 +55,16 @@ def ohif_pages(dist: Path, config_js: Path) -> Blueprint:
     dist
         The patched build.
     config_js
-        The viewer's settings and our extension, served as /ohif/app-config.js.
+        The viewer's settings. The parts of our extension lie beside it, ``ohif-*.js`` for
+        ``ohif.js``; all are served as one script, /ohif/app-config.js.
     """
     pages = Blueprint("ohif", __name__, url_prefix="/ohif")
 
     @pages.get("/app-config.js")
     def config() -> Response:
-        return _file(config_js, "no-store")
+        mime = _TYPES[".js"]
+        headers = {"Cache-Control": "no-store"}
+        return Response(_one_script(config_js), content_type=mime, headers=headers)
 
     # Orthanc gives /ohif/ as /ohif
     @pages.get("/", defaults={"name": ""}, strict_slashes=False)
@@ -82,6 +88,13 @@ def ohif_pages(dist: Path, config_js: Path) -> Blueprint:
     return pages
 
 
+def _one_script(config_js: Path) -> str:
+    """Return the extension's parts and the settings as one function, whose names stay within."""
+    parts = sorted(config_js.parent.glob(f"{config_js.stem}-*.js"))
+    body = "\n".join(part.read_text() for part in (*parts, config_js))
+    return f"(function () {{\n'use strict';\n{body}}})();\n"
+
+
 def _cache_control(name: str) -> str:
     """Return for how long a browser may keep a file; bundles carry a digest in their name."""
     if _NAMED_BY_CONTENT.search(name):
@@ -92,4 +105,7 @@ def _cache_control(name: str) -> str:
 def _file(path: Path, cache_control: str) -> Response:
     mime = _TYPES.get(path.suffix, "application/octet-stream")
     headers = {"Cache-Control": cache_control}
-    return Response(path.read_bytes(), content_type=mime, headers=headers)
+    content = path.read_bytes()
+    if path.suffix == ".js":
+        content = content.replace(*_MENDED)
+    return Response(content, content_type=mime, headers=headers)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from segnode_contract.ledger.view import JobRow, StageTime
+from segnode_plugin.by_hand import BY_HAND
 
 _LEAST_PERCENT = 0.4
 """A stage is at least so wide, that it can be seen."""
@@ -56,6 +57,20 @@ def total_s(job: JobRow) -> float | None:
     if not confirmed or len(confirmed) < len(job.objects):
         return None
     return max(confirmed) - job.last_instance_at
+
+
+def confirmed_words(job: JobRow) -> str:
+    """Return how long after the last image a result was confirmed, empty until it is.
+
+    After it was asked for, where that was not because images came.
+    """
+    total = total_s(job)
+    if total is None:
+        return ""
+    if job.revision or job.route == BY_HAND:
+        asked = total + job.last_instance_at - job.created_at
+        return f"{duration(asked)} after somebody asked for it"
+    return f"{duration(total)} after the last image"
 
 
 def iso(at: float) -> str:

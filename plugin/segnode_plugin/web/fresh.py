@@ -1,0 +1,34 @@
+"""Pages that are asked for again every two seconds: sent only when what they show has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+
+from flask import Response, request
+
+_STARTED = secrets.token_hex(4)
+"""A page of an earlier start holds a token that this one does not take."""
+
+
+def tag_of(*shown: object) -> str:
+    """Return the ETag of what a page shows to the user who asks.
+
+    Parameters
+    ----------
+    shown
+        What it depends on, cheap to read; the same values have the same `repr`.
+    """
+    said = repr((_STARTED, request.remote_user, shown))
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
+def answer(tag: str, render: Callable[[], str]) -> Response:
+    """Answer with the page, or with 304 where the browser shows it already."""
+    if request.if_none_match.contains(tag):
+        response = Response(status=304)
+    else:
+        response = Response(render(), content_type="text/html; charset=utf-8")
+    response.set_etag(tag)
+    return response
