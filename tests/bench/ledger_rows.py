@@ -28,6 +28,7 @@ from segnode_contract.ledger import (
     WorkLedger,
 )
 from segnode_contract.ledger.intake import Decision, Verdict
+from segnode_contract.ledger.overlays import study_overlays
 from segnode_contract.settings import Limits
 
 ROWS = 100_000
@@ -158,7 +159,7 @@ class Asked:
             "view.job": ("page", lambda: self.view.job(one)),
             "view.job, 12 digits": ("command", lambda: self.view.job(one[:12])),
             "view.counts": ("page", self.view.counts),
-            "view.overlays": ("viewer", lambda: self.view.overlays("1.3.7")),
+            "study_overlays": ("viewer", lambda: study_overlays(self.ledger, "1.3.7")),
             "view.series": ("page", lambda: self.view.series("1.3.7")),
         }
 

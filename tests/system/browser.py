@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, Request, Response, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Request,
+    Response,
+    sync_playwright,
+)
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
 
@@ -127,6 +135,20 @@ class Viewer:
             z_mm,
         )
 
+    def jump_to(self, point_mm: tuple[float, float, float], viewport: int) -> None:
+        """Show the plane of a reformatted view that goes through a point."""
+        self.page.evaluate(
+            """([point, index]) => {
+                const { viewportGridService: grid, cornerstoneViewportService } = window.services;
+                const viewport = cornerstoneViewportService.getCornerstoneViewport(
+                    [...grid.getState().viewports.keys()][index]
+                );
+                viewport.jumpToWorld(point);
+                viewport.render();
+            }""",
+            [list(point_mm), viewport],
+        )
+
     def open_series(self, description: str) -> None:
         """Show another series, as a user does: a double click on its thumbnail."""
         thumbnails = self.page.locator('[data-cy^="study-browser-thumbnail"]')
@@ -161,6 +183,26 @@ class Viewer:
         rows = self.page.locator('[data-cy="data-row"]')
         rows.first.wait_for(timeout=10_000)
         return [" ".join(text.split()) for text in rows.all_inner_texts()]
+
+    def marks(self) -> list[str]:
+        """Return what is written over the viewports' images, one text for each that has any."""
+        return self.page.locator('[data-cy="segnode-mark"]').all_inner_texts()
+
+    def eye(self, result: int) -> Locator:
+        """Return the switch of a segmentation in the panel, counted from the top."""
+        return self.page.locator('[data-cy^="all-segments-visibility-toggle"]').nth(result)
+
+    def notice(self, text: str) -> Locator:
+        """Return the notice with this text."""
+        return self.page.locator("[data-sonner-toast]").filter(has_text=text)
+
+    def listed(self) -> set[str]:
+        """Return the Series Instance UIDs in the list of the study."""
+        uids: list[str] = self.page.evaluate(
+            """() => window.services.displaySetService.getActiveDisplaySets()
+                .map(set => set.SeriesInstanceUID)"""
+        )
+        return set(uids)
 
     def screenshot(self, name: str) -> Path:
         """Save the whole page, for people, into `artifacts/`."""
@@ -216,9 +258,18 @@ def _watch(viewer: Viewer) -> None:
         if not request.url.startswith((viewer.base_url, "blob:", "data:")):
             viewer.external.append(request.url)
 
+    unchanged: set[Request] = set()
+
     def answered(response: Response) -> None:
         if response.status >= 400:
             viewer.failed.append(f"{response.status} {response.url}")
+        if response.status == 304:
+            unchanged.add(response.request)
+
+    def lost(request: Request) -> None:
+        # Chromium calls a 304 aborted where a script itself sent If-None-Match, which it may
+        if request not in unchanged:
+            viewer.failed.append(f"{request.failure} {request.url}")
 
     def said(kind: str, text: str) -> None:
         if kind == "warning":
@@ -228,7 +279,7 @@ def _watch(viewer: Viewer) -> None:
 
     viewer.page.on("request", requested)
     viewer.page.on("response", answered)
-    viewer.page.on("requestfailed", lambda lost: viewer.failed.append(f"{lost.failure} {lost.url}"))
+    viewer.page.on("requestfailed", lost)
     viewer.page.on("pageerror", lambda error: viewer.errors.append(str(error)))
     viewer.page.on("console", lambda message: said(message.type, message.text))
 

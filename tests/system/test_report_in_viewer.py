@@ -7,6 +7,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 from pydicom import Dataset, dcmread
 
 from segnode_cli.ct_series import as_file
@@ -21,7 +22,7 @@ from segnode_worker.stack import stack_series
 
 from .browser import Viewer
 from .viewer_node import ViewerNode
-from .viewer_phantom import make_study
+from .viewer_phantom import make_study, overlay_of
 
 CARD = """
 name = "markers"
@@ -73,16 +74,7 @@ def result(orthanc_with_viewer: ViewerNode) -> tuple[Dataset, Dataset]:
     seg, made = result_of(images)
     for instance in (*images, seg, made):
         orthanc_with_viewer.upload(instance)
-    orthanc_with_viewer.say(
-        [
-            {
-                "series_uid": images[0].SeriesInstanceUID,
-                "seg_series_uid": seg.SeriesInstanceUID,
-                "model": "markers",
-                "description": seg.SeriesDescription,
-            }
-        ]
-    )
+    orthanc_with_viewer.say([overlay_of(seg)])
     return seg, made
 
 
@@ -116,4 +108,40 @@ def test_the_report_is_listed_and_read_and_the_overlay_is_shown_as_without_it(
 
     assert viewer.external == []
     assert viewer.failed == []
+    assert viewer.errors == []
+
+
+def test_a_withdrawn_result_is_listed_no_more_and_its_report_neither(
+    viewer: Viewer, orthanc_with_viewer: ViewerNode, result: tuple[Dataset, Dataset]
+) -> None:
+    seg, made = result
+    orthanc_with_viewer.say([], [seg.SeriesInstanceUID, made.SeriesInstanceUID])
+    viewer.open_study(made.StudyInstanceUID)
+    # it counts results, not objects
+    expect(viewer.notice("1 older AI result is hidden")).to_be_visible(timeout=20_000)
+    viewer.wait_for_image()
+    assert not viewer.listed() & {seg.SeriesInstanceUID, made.SeriesInstanceUID}
+    expect(viewer.page.get_by_text(made.SeriesDescription)).to_have_count(0)
+    assert viewer.failed == []
+    assert viewer.errors == []
+
+
+def test_a_report_that_is_withdrawn_while_it_is_read_gives_way_to_images(
+    viewer: Viewer, orthanc_with_viewer: ViewerNode, result: tuple[Dataset, Dataset]
+) -> None:
+    seg, made = result
+    viewer.open_study(made.StudyInstanceUID)
+    viewer.wait_for_overlay()
+    viewer.page.get_by_text(made.SeriesDescription).first.dblclick()
+    text = viewer.page.get_by_text("Volume: 1210 ml")
+    text.wait_for(timeout=10_000)
+
+    orthanc_with_viewer.say([], [seg.SeriesInstanceUID, made.SeriesInstanceUID])
+
+    expect(viewer.notice(f"{made.SeriesDescription} was closed")).to_be_visible(timeout=7000)
+    viewer.wait_for_image()
+    expect(text).to_have_count(0)
+    assert not viewer.listed() & {seg.SeriesInstanceUID, made.SeriesInstanceUID}
+    viewer.screenshot("report-withdrawn")
+    assert viewer.marks() == []
     assert viewer.errors == []

@@ -15,10 +15,11 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
 from segnode_cli.ct_series import ct_series
-from segnode_cli.jobs import view_of
+from segnode_cli.jobs import ledger_of, view_of
 from segnode_cli.node import CONFIG, Node
 from segnode_cli.phantom import chest_phantom
 from segnode_cli.send import send_paths
+from segnode_contract.ledger.overlays import study_overlays
 from segnode_contract.ledger.view import JobRow
 
 from .conftest import whole_node
@@ -167,8 +168,8 @@ def test_six_series_in_three_pieces_give_one_job_on_the_right_one(
     )
     jobs = valid(node, study_uid)
     assert jobs["ct-tissue"].series_uids == (best[0].SeriesInstanceUID,)
-    with view_of(node.data) as view:
-        overlays = view.overlays(study_uid)
+    with ledger_of(node.data) as ledger:
+        overlays = study_overlays(ledger, study_uid).overlays
     assert [one.series_uid for one in overlays] == [best[0].SeriesInstanceUID]
 
     # sent once more, the study changes nothing
@@ -231,8 +232,8 @@ def test_other_pixels_under_known_uids_are_reported_and_no_overlay_is_shown(
     failed = valid(node, study_uid)["ct-tissue"]
     assert failed.key == first.key
     assert failed.error_code == "images-changed"
-    with view_of(node.data) as view:
-        assert view.overlays(study_uid) == []
+    with ledger_of(node.data) as ledger:
+        assert study_overlays(ledger, study_uid).overlays == ()
     [kept] = segs(node, study_uid)
     assert kept == first.objects[0].series_uid
 

@@ -10,7 +10,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -44,12 +44,14 @@ class ViewerNode:
             content: bytes = answer.read()
         return content
 
-    def say(self, overlays: list[dict[str, str]] | None) -> None:
+    def say(self, overlays: list[dict[str, str]] | None, hidden: Sequence[str] = ()) -> None:
         """Make the ledger answer so; None makes it fail."""
         if overlays is None:
             self.overlays.unlink(missing_ok=True)
-        else:
-            self.overlays.write_text(json.dumps({"overlays": overlays}))
+            return
+        written = self.overlays.with_suffix(".new")
+        written.write_text(json.dumps({"overlays": overlays, "hidden": [*hidden]}))
+        written.replace(self.overlays)
 
 
 @contextmanager

@@ -65,16 +65,18 @@ class Study:
 
     def overlays(self) -> list[dict[str, str]]:
         """Return the ledger's answer for this study."""
-        pairs = ((self.first, self.first_seg), (self.second, self.second_seg))
-        return [
-            {
-                "series_uid": images[0].SeriesInstanceUID,
-                "seg_series_uid": seg.SeriesInstanceUID,
-                "model": "markers",
-                "description": seg.SeriesDescription,
-            }
-            for images, seg in pairs
-        ]
+        return [overlay_of(self.first_seg), overlay_of(self.second_seg)]
+
+
+def overlay_of(seg: Dataset, model: str = "markers", version: str = "1.0") -> dict[str, str]:
+    """Return what the ledger says of a result."""
+    return {
+        "series_uid": str(seg.ReferencedSeriesSequence[0].SeriesInstanceUID),
+        "seg_series_uid": str(seg.SeriesInstanceUID),
+        "model": model,
+        "version": version,
+        "route": "any CT",
+    }
 
 
 def make_study() -> Study:
@@ -89,8 +91,8 @@ def make_study() -> Study:
         localizer=localizer,
         first=first,
         second=second,
-        first_seg=_segmentation(first, [LEFT_FRONT, RIGHT_BACK], 102),
-        second_seg=_segmentation(second, [RIGHT_FRONT], 103),
+        first_seg=segmentation(first, [LEFT_FRONT, RIGHT_BACK], 102),
+        second_seg=segmentation(second, [RIGHT_FRONT], 103),
     )
 
 
@@ -117,7 +119,8 @@ class LabelMapStudy:
                 "series_uid": str(self.images[0].SeriesInstanceUID),
                 "seg_series_uid": self.seg_series_uid,
                 "model": "many-parts",
-                "description": "Label map",
+                "version": "1.0",
+                "route": "any CT",
             }
         ]
 
@@ -214,7 +217,8 @@ def _slice(whole: Dataset, index: int) -> Dataset:
     return image
 
 
-def _segmentation(images: list[Dataset], markers: list[Marker], number: int) -> Dataset:
+def segmentation(images: list[Dataset], markers: list[Marker], number: int) -> Dataset:
+    """Return the segmentation of one series with these markers."""
     x = _axis(SIZE, SPACING_MM)
     z, y, x = np.meshgrid(_axis(SLICES, SLICE_MM), x, x, indexing="ij")
     labels = np.zeros(z.shape, np.uint8)

@@ -1,4 +1,4 @@
-"""Orthanc's script for the viewer's tests: its blueprints, and the ledger's answer from a file."""
+"""Orthanc's script for the viewer's tests: viewer, searches, buttons; the ledger's from a file."""
 
 import os
 import site
@@ -8,9 +8,10 @@ import orthanc
 
 site.addsitedir(os.environ["VIEWER_SITE"])
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 
 from segnode_plugin.web.adapter import Adapter
+from segnode_plugin.web.explorer import extend_explorer
 from segnode_plugin.web.ohif import ohif_pages
 from segnode_plugin.web.qido import qido_shim
 
@@ -26,10 +27,13 @@ app.register_blueprint(
 
 @app.get("/segnode/api/overlays")
 def overlays() -> Response:
-    answer = Path(os.environ["VIEWER_OVERLAYS"])
-    if not answer.exists():
+    said = Path(os.environ["VIEWER_OVERLAYS"])
+    if not said.exists():
         return Response("no answer", status=503)
-    return Response(answer.read_bytes(), content_type="application/json")
+    answer = Response(said.read_bytes(), content_type="application/json")
+    answer.add_etag()
+    return answer.make_conditional(request)
 
 
 adapter.register(app, ("/ohif", "/qido", "/segnode"))
+extend_explorer(orthanc, Path(os.environ["VIEWER_JS"]).with_name("explorer.js"))
