@@ -42,7 +42,7 @@ faults: test-setup
 fuzz: test-setup
 	@SEGNODE_FUZZ=1 .venv/bin/pytest -q tests/worker/test_fuzz.py
 
-bench: setup
+bench: test-setup
 	@setup/venv.sh plugin,worker,viewer,bench
 	@.venv/bin/python -m tests.bench.bench
 	@.venv/bin/python tests/bench/deciding.py
@@ -51,6 +51,8 @@ bench: setup
 	@.venv/bin/python -m tests.bench.fetch
 	@.venv/bin/python -m tests.bench.side_by_side
 	@.venv/bin/python -m tests.bench.writers
+	@.venv/bin/python -m tests.bench.viewer
+	@.venv/bin/pytest -qs tests/bench/pages.py
 
 load: setup
 	@.venv/bin/python tests/bench/load.py

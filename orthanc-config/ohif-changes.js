@@ -67,7 +67,7 @@ class Changes {
     this.screen.settle();
   }
 
-  /** Results that are superseded or withdrawn leave the screen, and the list of the study. */
+  /** Results that do not count leave the screen, and the list of the study. */
   removeHidden({ note = true } = {}) {
     const { hidden } = this.ledger;
     const theirs = this.services.displaySetService
@@ -75,8 +75,9 @@ class Changes {
       .filter(set => hidden.has(set.SeriesInstanceUID) && !this.isLeft(set));
     if (!theirs.length) return;
     theirs.forEach(set => this.remove(set));
+    if (!note) return;
     this.removed += theirs.filter(isSegmentation).length;
-    if (this.removed && note) this.news.hidden(this.removed);
+    if (this.removed) this.news.hidden(this.removed);
   }
 
   /**

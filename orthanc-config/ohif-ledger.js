@@ -48,7 +48,7 @@ class Ledger {
     return studies.flatMap(study => this.answers.get(study)?.overlays ?? []);
   }
 
-  /** Series of results that are superseded or withdrawn. */
+  /** Series of results that do not count: superseded, withdrawn, or uncertain. */
   get hidden() {
     return new Set([...this.answers.values()].flatMap(({ hidden }) => hidden));
   }

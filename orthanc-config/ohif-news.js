@@ -64,8 +64,8 @@ class News {
   }
 
   hidden(count) {
-    const results = count === 1 ? '1 older AI result is' : `${count} older AI results are`;
-    this.say('segnode-hidden', `${results} hidden`, 'Withdrawn, or replaced by newer ones.');
+    const results = count === 1 ? '1 AI result is' : `${count} AI results are`;
+    this.say('segnode-hidden', `${results} hidden`, 'Withdrawn, replaced by newer ones, or uncertain.');
   }
 
   failed(result) {

@@ -23,7 +23,7 @@ VIEWER = Package(
         "a3e06e1f8c48e393271933a0ba664d85f3b04ac457e9abe8dde715d907d13c10"
     ),
 )
-PATCH = 1
+PATCH = 2
 """Raised with every change of `patched` or `wanted`, so that an older copy is not used again."""
 CURRENT = CACHE / "ohif"
 TARGET = CURRENT.with_name(f"ohif-{VIEWER.version}-{PATCH}")
@@ -82,6 +82,8 @@ def patched(name: PurePosixPath, content: bytes) -> bytes:
     """
     if name.suffix in (".html", ".json"):
         content = content.replace(b'"/', b'"/ohif/')
+        # a browser keeps a script for good by its name, which our changes do not alter
+        content = re.sub(rb'(src="/ohif/[^"]+\.js)"', rb'\1?%d"' % PATCH, content)
         external = _EXTERNAL.search(content)
         if external:
             raise SetupError(
@@ -92,6 +94,8 @@ def patched(name: PurePosixPath, content: bytes) -> bytes:
         content = content.replace(
             b'__webpack_require__.p = "/"', b'__webpack_require__.p = "/ohif/"'
         )
+        # the eye beside a segmentation switched the active one, whichever it stood at
+        content = content.replace(b"if (expandedContext.isActive) {", b"if (expandedContext) {")
         content = re.sub(rb"//# sourceMappingURL=\S+\s*$", b"", content)
     elif name.suffix == ".css":
         content = content.replace(b"url(/", b"url(/ohif/")

@@ -29,6 +29,7 @@ from segnode_plugin.telling import channels
 from segnode_plugin.web import by_hand
 from segnode_plugin.web.adapter import Adapter
 from segnode_plugin.web.app import create_app
+from segnode_plugin.web.explorer import extend_explorer
 from segnode_plugin.web.health import health_of
 from segnode_plugin.web.ohif import ohif_pages
 from segnode_plugin.web.pictures import picture_pages
@@ -85,6 +86,7 @@ def start(orthanc: Any) -> None:
     app = create_app(site, _pages(orthanc, adapter, archive, routes, site))
     adapter.register(app, ("/segnode", "/ohif", "/qido", "/metrics"))
     register_access(orthanc, settings)
+    extend_explorer(orthanc, CONFIG / "explorer.js")
     _on_change(orthanc, service)
 
 

@@ -150,7 +150,12 @@ def test_each_page_with_100_000_jobs(ledger: Ledger) -> None:
         note = note or ("slow" if p95 > SLOW_MS else "")
         size, middle = str(len(answer.data)), statistics.median(took)
         table.add_row(address, size, f"{middle:.0f}", f"{p95:.0f}", note)
-    form = {"token": token(browser.get("/segnode/jobs").text), "state": "failed", "which": "all", "sure": "1"}
+    form = {
+        "token": token(browser.get("/segnode/jobs").text),
+        "state": "failed",
+        "which": "all",
+        "sure": "1",
+    }
     began = time.perf_counter()
     answer = browser.post("/segnode/jobs/retry", data=form)
     took_ms = 1000 * (time.perf_counter() - began)

@@ -99,7 +99,7 @@ def test_secrets_are_made_once_and_kept_to_their_owner(tmp_path: Path) -> None:
     write_settings(first, {"Orthanc": "/o", "redis-server": "/r"}, 1, first.data)
     second = prepare(tmp_path / "d", CONFIG / "demo.toml", settings)
     assert first.passwords == second.passwords
-    assert len(set(first.passwords.values())) == 4
+    assert len(set(first.passwords.values())) == 5
     for name in ("environment", "orthanc.json", "redis.conf", "supervisord.conf"):
         assert (first.data / name).stat().st_mode & 0o777 == 0o600
     assert first.data.stat().st_mode & 0o777 == 0o700
@@ -272,7 +272,7 @@ def remaining(data: Path) -> list[str]:
 def test_compose_is_valid() -> None:
     if shutil.which("docker-compose") is None:
         pytest.skip("docker-compose is not installed")
-    names = ("ADMIN", "VIEWER", "WORKER", "REDIS", "LEDGER")
+    names = ("ADMIN", "OPERATOR", "VIEWER", "WORKER", "REDIS", "LEDGER")
     done = subprocess.run(
         ["docker-compose", "--profile", "cpu", "--profile", "gpu", "config"],
         cwd=ROOT,

@@ -239,7 +239,6 @@ def test_ctrl_c_ends_it_quietly(dashboard: Dashboard) -> None:
     _, said = dashboard.process.communicate(timeout=30)
     assert dashboard.process.returncode == 0
     assert "Traceback" not in said
-    assert said.splitlines()[1:] == ["Ctrl-C ends it"]
 
 
 def test_ledger_that_is_away_is_said_until_it_is_back(tmp_path: Path) -> None:

@@ -122,10 +122,11 @@ def test_a_result_that_holds_no_more_is_hidden_with_its_report(ledger: Ledger, s
     assert found.hidden == ("old/SEG", "old/SR")
 
 
-@pytest.mark.parametrize("state", ["running", "failed", "dead", "cancelled"])
-def test_what_is_not_done_is_neither_shown_nor_called_old(ledger: Ledger, state: str) -> None:
+@pytest.mark.parametrize("state", ["queued", "running", "failed", "dead", "cancelled"])
+def test_a_result_that_is_not_certain_is_hidden_too(ledger: Ledger, state: str) -> None:
     give(ledger, "a", state=state)
-    assert study_overlays(ledger, "1.2") == StudyOverlays(overlays=(), hidden=())
+    found = study_overlays(ledger, "1.2")
+    assert (found.overlays, found.hidden) == ((), ("a/SEG", "a/SR"))
 
 
 def test_a_result_is_shown_once_it_was_read_back(ledger: Ledger) -> None:

@@ -15,6 +15,7 @@ from segnode_plugin.access import RULES, Access, register_access, user_of
 from .conftest import PASSWORD, PageNode
 
 CONFIG = Path(__file__).parents[2] / "orthanc-config" / "segnode.toml"
+KEY = "ab" * 32
 ID = "-".join(["01234abc"] * 5)
 
 
@@ -41,6 +42,13 @@ def access() -> Access:
         ("viewer", "GET", "/segnode/pictures/1.2/1.png", True),
         ("admin", "POST", "/segnode/api/pictures/1.2/1", False),
         ("admin", "POST", "/segnode/replay", True),
+        ("operator", "POST", "/segnode/replay", True),
+        ("operator", "POST", f"/segnode/jobs/{KEY}/withdraw", True),
+        ("operator", "POST", f"/segnode/jobs/{KEY}/withdraw-and-delete", False),
+        ("admin", "POST", f"/segnode/jobs/{KEY}/withdraw-and-delete", True),
+        ("operator", "DELETE", f"/series/{ID}", False),
+        ("operator", "GET", "/qido/studies", True),
+        ("worker", "GET", "/qido/studies", False),
         ("viewer", "POST", "/segnode/replay", False),
         ("admin", "POST", "/segnode/", False),
         ("worker", "GET", "/patients", False),
@@ -148,7 +156,15 @@ EVERYWHERE = [
     "/",
     "/segnode",
     "/segnode/",
-    "/segnode/?state=done",
+    "/segnode/jobs?state=done",
+    "/segnode/jobs/retry",
+    "/segnode/search",
+    "/segnode/models",
+    "/segnode/history/jobs.csv",
+    "/segnode/series/1.2.3/run",
+    "/segnode/pictures/2.1.1/1.png",
+    "/segnode/api/pictures/2.1.1/1",
+    "/metrics",
     "/segnode/jobs/00000001",
     "/segnode/studies/1.2",
     "/segnode/api/overlays?StudyInstanceUIDs=1.2",
@@ -193,6 +209,18 @@ def test_nothing_answers_without_the_right_password(page_node: PageNode, path: s
         ("viewer", "POST", "/tools/find", 403),
         ("viewer", "POST", "/dicom-web/studies", 403),
         ("viewer", "DELETE", "/changes", 403),
+        ("operator", "GET", "/segnode/", 200),
+        ("operator", "GET", "/metrics", 200),
+        ("operator", "GET", "/dicom-web/studies", 200),
+        ("operator", "GET", "/dicom-web/servers", 403),
+        ("operator", "GET", "/app/explorer.html", 403),
+        ("operator", "GET", "/studies", 403),
+        ("operator", "POST", "/tools/find", 403),
+        ("operator", "POST", "/instances", 403),
+        ("operator", "PUT", "/modalities/x", 403),
+        ("viewer", "POST", "/segnode/jobs/retry", 403),
+        ("worker", "GET", "/metrics", 403),
+        ("worker", "POST", "/segnode/jobs/retry", 403),
         ("worker", "GET", "/dicom-web/studies/1.2/series/1.2.3", 200),
         ("worker", "GET", "/dicom-web/studies", 403),
         ("worker", "GET", "/segnode/", 403),

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import pytest
 from pydicom import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
 
 from segnode_contract.ledger import Ledger
 from segnode_worker.archive import DicomWebArchive
@@ -20,16 +20,17 @@ from .pages import token
 from .rows import finish_job, queue_job
 from .test_pictures import png
 
-STUDY, SEG, SEG_SERIES = "1.9", "2.5.1", "2.5"
+STUDY, SEG, SEG_SERIES = "1.7", "2.5.1", "2.5"
 
 
-def seg() -> bytes:
+def instance(sop_class: str, modality: str, series_uid: str, uid: str) -> bytes:
+    """Return an object of a study that no other test touches."""
     image = Dataset()
     image.file_meta = FileMetaDataset()
     image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    image.SOPClassUID = SegmentationStorage
-    image.StudyInstanceUID, image.SeriesInstanceUID, image.SOPInstanceUID = STUDY, SEG_SERIES, SEG
-    image.PatientID, image.Modality, image.SeriesDescription = STUDY, "SEG", "AI ct-tissue"
+    image.SOPClassUID, image.SOPInstanceUID = sop_class, uid
+    image.StudyInstanceUID, image.SeriesInstanceUID = STUDY, series_uid
+    image.PatientID, image.Modality, image.SeriesDescription = STUDY, modality, "AI ct-tissue"
     file = BytesIO()
     image.save_as(file, enforce_file_format=True)
     return file.getvalue()
@@ -42,7 +43,8 @@ def key(page_node: PageNode) -> Iterator[str]:
     made = queue_job(ledger, number=5, study_uid=STUDY)
     finish_job(ledger)
     worker = DicomWebArchive(f"http://127.0.0.1:{page_node.port}/dicom-web", "worker", PASSWORD)
-    worker.store(STUDY, seg())
+    worker.store(STUDY, instance(CTImageStorage, "CT", f"{STUDY}.3", f"{STUDY}.3.1"))
+    worker.store(STUDY, instance(SegmentationStorage, "SEG", SEG_SERIES, SEG))
     worker.keep_picture(SEG, 2, png())
     yield made
     with ledger.write() as connection:  # others look at the same node
@@ -104,9 +106,9 @@ def test_a_page_that_did_not_change_is_not_sent_again(page_node: PageNode, key: 
 def test_a_series_that_was_never_decided_can_be_run_by_hand_if_it_fits(
     page_node: PageNode, key: str
 ) -> None:
-    text = page_node.ask("/segnode/studies/1.9").text
+    text = page_node.ask(f"/segnode/studies/{STUDY}").text
     assert "Intake has not met this series" in text
-    page = page_node.ask("/segnode/series/1.9.3/run", user="admin")
+    page = page_node.ask(f"/segnode/series/{STUDY}.3/run", user="admin")
     assert page.status == 200
     assert "Cannot: 1 image; the model ct-tissue needs 3 slices." in page.text
     assert page_node.ask("/segnode/series/9.9/run", user="admin").status == 404

@@ -118,7 +118,7 @@ def test_a_withdrawn_result_is_listed_no_more_and_its_report_neither(
     orthanc_with_viewer.say([], [seg.SeriesInstanceUID, made.SeriesInstanceUID])
     viewer.open_study(made.StudyInstanceUID)
     # it counts results, not objects
-    expect(viewer.notice("1 older AI result is hidden")).to_be_visible(timeout=20_000)
+    expect(viewer.notice("1 AI result is hidden")).to_be_visible(timeout=20_000)
     viewer.wait_for_image()
     assert not viewer.listed() & {seg.SeriesInstanceUID, made.SeriesInstanceUID}
     expect(viewer.page.get_by_text(made.SeriesDescription)).to_have_count(0)

@@ -158,7 +158,7 @@ def test_results_that_hold_no_more_are_not_in_the_list(
 
     viewer.open_study(study.study_uid)
 
-    expect(viewer.notice("2 older AI results are hidden")).to_be_visible(timeout=20_000)
+    expect(viewer.notice("2 AI results are hidden")).to_be_visible(timeout=20_000)
     viewer.wait_for(shows(0, 1))
     assert not viewer.listed() & {seg.SeriesInstanceUID for seg in old}
     assert study.first_seg.SeriesInstanceUID in viewer.listed()

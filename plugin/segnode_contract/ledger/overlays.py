@@ -12,8 +12,6 @@ from segnode_contract.job import JobState
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.engine import Ledger
 
-_OVER = (JobState.SUPERSEDED, JobState.WITHDRAWN)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlay:
@@ -34,7 +32,8 @@ class StudyOverlays:
     """Of each series and model those of the newest job, one for each stack; the model of the first
     route first."""
     hidden: tuple[str, ...]
-    """Series Instance UIDs of results, SEG and SR, that are superseded or withdrawn."""
+    """Series Instance UIDs of results, SEG and SR, that do not count: superseded, withdrawn, or of
+    a job that failed at them or is at them still."""
 
 
 def study_overlays(ledger: Ledger, study_uid: str) -> StudyOverlays:
@@ -54,7 +53,7 @@ def study_overlays(ledger: Ledger, study_uid: str) -> StudyOverlays:
         over = connection.scalars(
             select(result.c.series_uid)
             .join(job, job.c.key == result.c.job_key)
-            .where(job.c.study_uid == study_uid, job.c.state.in_(_OVER))
+            .where(job.c.study_uid == study_uid, job.c.state != JobState.DONE)
             .distinct()
             .order_by(result.c.series_uid)
         ).all()

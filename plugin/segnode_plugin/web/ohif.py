@@ -26,9 +26,6 @@ _TYPES = {
 
 _NAMED_BY_CONTENT = re.compile(r"(^|\.)[0-9a-f]{16}\.(js|wasm|woff2)$")
 
-_MENDED = (b"if (expandedContext.isActive) {", b"if (expandedContext) {")
-"""In 3.13.2 the eye beside a segmentation switches the active one, whichever it stands at."""
-
 _HEADERS = {
     # the browser itself refuses any address but ours, whatever a script of the viewer asks for;
     # unsafe-eval: its codecs are WebAssembly, and its SEG reader (ndarray) compiles functions
@@ -105,7 +102,4 @@ def _cache_control(name: str) -> str:
 def _file(path: Path, cache_control: str) -> Response:
     mime = _TYPES.get(path.suffix, "application/octet-stream")
     headers = {"Cache-Control": cache_control}
-    content = path.read_bytes()
-    if path.suffix == ".js":
-        content = content.replace(*_MENDED)
-    return Response(content, content_type=mime, headers=headers)
+    return Response(path.read_bytes(), content_type=mime, headers=headers)
