@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from segnode_contract.errors import SettingsError
 from segnode_contract.spelling import hint
+from segnode_contract.workers import SILENT_S
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SMTP_LOGIN = ("SEGNODE_SMTP_USER", "SEGNODE_SMTP_PASSWORD")
@@ -21,8 +22,6 @@ _LAST_PORT = 65535
 # what any mail server takes, and no line break: it stands in a header
 _ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9.-]+")
 _HOST = re.compile(r"[A-Za-z0-9.:_-]+")
-_SPEAKS_S = 60.0
-"""A worker speaks each 20 s; one that is busy may be late."""
 _SHORTEST_QUIET_S = 60.0
 
 
@@ -97,10 +96,11 @@ def check_alerts(alerts: Alerts) -> None:
             f"[alerts] quiet_s is {alerts.quiet_s:g}; {_SHORTEST_QUIET_S:g} is the least, so that "
             "one fault does not send a thousand."
         )
-    if 0 < alerts.worker_lost_s < _SPEAKS_S:
+    if 0 < alerts.worker_lost_s < SILENT_S:
         raise SettingsError(
-            f"[alerts] worker_lost_s is {alerts.worker_lost_s:g}; {_SPEAKS_S:g} is the least, "
-            "since a worker says each 20 s that it lives; 0 is for no alert of this kind."
+            f"[alerts] worker_lost_s is {alerts.worker_lost_s:g}; {SILENT_S:g} is the least, "
+            "since a worker whose model process is silent speaks each 20 s only, and a busy one "
+            "may be late; 0 is for no alert of this kind."
         )
 
 

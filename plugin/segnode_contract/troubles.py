@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from segnode_contract.alerts import Alerts
 from segnode_contract.destination import failed_hint
+from segnode_contract.workers import SILENT_S, machine_of
 
 NO_SPACE = "no-space"
+"""A state of workers."""
+LOST, SPACE_LOW = "worker-lost", "space-low"
+"""Names of troubles."""
 _FORGOTTEN_S = 86400.0
 """A worker that was not seen for a day is missed by nobody, while others live."""
-_SILENT_S = 180.0
-"""Whoever said nothing for this long says nothing of now, if no other time is set."""
 _NAMED = 5
 
 
@@ -29,7 +31,7 @@ class DeadJobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """The job that waits longest."""
+    """The job that waits longest; `since` in seconds since 1970 by the ledger's clock."""
 
     key: str
     since: float
@@ -39,7 +41,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSeen:
-    """A worker, as it last said of itself."""
+    """A worker, as it last said of itself; times in seconds since 1970 by the ledger's clock."""
 
     name: str
     state: str
@@ -48,15 +50,10 @@ class WorkerSeen:
     free_mb: float | None = None
     """Room for results, None where it does not say."""
 
-    @property
-    def machine(self) -> str:
-        """The name of its machine: without boot, namespace and process."""
-        return self.name.partition("/")[0].rsplit("-", 2)[0]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """A node at one moment."""
+class NodeState:
+    """A node at one moment; times in seconds since 1970 by the ledger's clock."""
 
     now: float
     dead: tuple[DeadJobs, ...] = ()
@@ -81,79 +78,80 @@ class Trouble:
     """When it became worse: it is told again if that was after it was told."""
 
 
-def troubles(health: Health, alerts: Alerts) -> tuple[Trouble, ...]:
+def troubles(state: NodeState, alerts: Alerts) -> tuple[Trouble, ...]:
     """Return what is wrong, each kind once: a thousand dead jobs are one trouble."""
     return (
-        *_dead(health),
-        *_backlog(health, alerts.backlog_s),
-        *_lost(health, alerts.worker_lost_s),
-        *_space(health, alerts),
+        *_dead(state),
+        *_backlog(state, alerts.backlog_s),
+        *_lost(state, alerts.worker_lost_s),
+        *_space(state, alerts),
     )
 
 
-def _dead(health: Health) -> Iterator[Trouble]:
-    count = sum(each.count for each in health.dead)
+def _dead(state: NodeState) -> Iterator[Trouble]:
+    count = sum(each.count for each in state.dead)
     said = []
     if count:
-        kinds = [f"{e.count} by {e.code} (such as {e.key[:12]})" for e in health.dead]
+        kinds = [f"{e.count} by {e.code} (such as {e.key[:12]})" for e in state.dead]
         what = "1 job is dead" if count == 1 else f"{count} jobs are dead"
         said.append(
             f"{what}: {_some(kinds)}. Their pages say why; mend the cause, then retry them."
         )
-    if health.undelivered:
-        said.append(failed_hint(health.undelivered))
+    if state.undelivered:
+        said.append(failed_hint(state.undelivered))
     if said:
-        newest = max(health.undelivered_at, *(each.newest_at for each in health.dead), 0.0)
+        newest = max(state.undelivered_at, *(each.newest_at for each in state.dead), 0.0)
         yield Trouble(name="dead-letter", sentence=" ".join(said), news_at=newest)
 
 
-def _backlog(health: Health, limit_s: float) -> Iterator[Trouble]:
-    oldest = health.oldest
-    if oldest is None or not limit_s or health.now - oldest.since <= limit_s:
+def _backlog(state: NodeState, limit_s: float) -> Iterator[Trouble]:
+    oldest = state.oldest
+    if oldest is None or not limit_s or state.now - oldest.since <= limit_s:
         return
-    waits = "1 job waits" if health.waiting == 1 else f"{health.waiting} jobs wait"
+    waits = "1 job waits" if state.waiting == 1 else f"{state.waiting} jobs wait"
     error = f"; its last try ended with {oldest.code}" if oldest.code else ""
     yield Trouble(
         name="backlog",
         sentence=f"{waits}, the oldest ({oldest.key[:12]}) for "
-        f"{_duration(health.now - oldest.since)}, where {_duration(limit_s)} is the limit{error}. "
+        f"{_duration(state.now - oldest.since)}, where {_duration(limit_s)} is the limit{error}. "
         "The first page says whether workers live and take jobs.",
-        news_at=health.now,
+        news_at=state.now,
     )
 
 
-def _lost(health: Health, silent_s: float) -> Iterator[Trouble]:
+def _lost(state: NodeState, silent_s: float) -> Iterator[Trouble]:
     if not silent_s:
         return
-    lost = lost_workers(health, silent_s)
+    lost = lost_workers(state, silent_s)
     if not lost:
         return
-    alive = _alive(health, silent_s)
-    names = _some([f"{each.name} ({_duration(health.now - each.seen_at)} silent)" for each in lost])
+    alive = _alive(state, silent_s)
+    names = _some([f"{each.name} ({_duration(state.now - each.seen_at)} silent)" for each in lost])
     what = "A worker is lost" if len(lost) == 1 else f"{len(lost)} workers are lost"
     rest = "" if alive else " None is left, so that jobs wait."
     yield Trouble(
-        name="worker-lost",
+        name=LOST,
         sentence=f"{what}: {names}.{rest} See whether its machine runs, and the worker's log.",
         # while others do the work one is told of each once
-        news_at=max(each.seen_at for each in lost) + silent_s if alive else health.now,
+        news_at=max(each.seen_at for each in lost) + silent_s if alive else state.now,
     )
 
 
-def lost_workers(health: Health, silent_s: float) -> list[WorkerSeen]:
+def lost_workers(state: NodeState, silent_s: float) -> list[WorkerSeen]:
     """Return the workers that went silent without a word, and in whose place no other came.
 
     One that ends in good order says so, and has no row. Where its processes are started again
     after a crash, the new worker of that machine stands for the lost one.
     """
-    alive = _alive(health, silent_s)
-    silent = [each for each in health.workers if each not in alive]
+    alive = _alive(state, silent_s)
+    silent = [each for each in state.workers if each not in alive]
     if alive:
-        silent = [each for each in silent if health.now - each.seen_at <= _FORGOTTEN_S]
+        silent = [each for each in silent if state.now - each.seen_at <= _FORGOTTEN_S]
     free = sorted(alive, key=lambda each: each.started_at)
     lost = []
     for each in sorted(silent, key=lambda each: each.seen_at):
-        heirs = [h for h in free if h.machine == each.machine and h.started_at > each.seen_at]
+        machine = machine_of(each.name)
+        heirs = [h for h in free if machine_of(h.name) == machine and h.started_at > each.seen_at]
         if heirs:
             free.remove(heirs[0])
         else:
@@ -161,26 +159,26 @@ def lost_workers(health: Health, silent_s: float) -> list[WorkerSeen]:
     return lost
 
 
-def _space(health: Health, alerts: Alerts) -> Iterator[Trouble]:
+def _space(state: NodeState, alerts: Alerts) -> Iterator[Trouble]:
     low = []
-    if health.free_mb is not None and health.free_mb < alerts.free_mb:
-        low.append(f"{health.free_mb:.0f} MB left for the node's data")
-    for each in _alive(health, alerts.worker_lost_s or _SILENT_S):
+    if state.free_mb is not None and state.free_mb < alerts.free_mb:
+        low.append(f"{state.free_mb:.0f} MB left for the node's data")
+    for each in _alive(state, alerts.worker_lost_s or SILENT_S):
         if each.free_mb is not None and each.free_mb < alerts.free_mb:
             low.append(f"{each.free_mb:.0f} MB left for results of worker {each.name}")
         elif each.state == NO_SPACE and alerts.free_mb:
             low.append(f"worker {each.name} has no room for results and takes no jobs")
     if low:
         yield Trouble(
-            name="space-low",
+            name=SPACE_LOW,
             sentence=f"Space is low ({alerts.free_mb} MB are the limit): {_some(low)}. "
             "Make room before images and results are refused.",
-            news_at=health.now,
+            news_at=state.now,
         )
 
 
-def _alive(health: Health, silent_s: float) -> list[WorkerSeen]:
-    return [each for each in health.workers if health.now - each.seen_at <= silent_s]
+def _alive(state: NodeState, silent_s: float) -> list[WorkerSeen]:
+    return [each for each in state.workers if state.now - each.seen_at <= silent_s]
 
 
 def _some(words: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ _PEOPLE = ("viewer", "operator", "administrator")
 _OPERATOR = ("operator", "administrator")
 _ADMIN = ("administrator",)
 _KEY = r"[0-9a-f]{64}"
+_ACTS = rf"/(jobs/[0-9a-f]+/withdraw|series/{_UID}/run)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +58,14 @@ RULES = (
     Rule(
         roles=_PEOPLE,
         method="GET",
-        path=r"/|/segnode(/.*)?|/ohif(/.*)?",
+        path=rf"/|/segnode(?!{_ACTS})(/.*)?|/ohif(/.*)?",
         reason="Pages and viewer.",
+    ),
+    Rule(
+        roles=_OPERATOR,
+        method="GET",
+        path=rf"/segnode{_ACTS}",
+        reason="Pages on which something is done.",
     ),
     Rule(
         roles=_PEOPLE,

@@ -11,9 +11,9 @@ from pathlib import Path
 from segnode_contract.errors import NotTold
 from segnode_contract.ledger import Ledger
 from segnode_contract.ledger.alerts import AlertLedger
-from segnode_contract.ledger.health import read_health
+from segnode_contract.ledger.node_state import read_state
 from segnode_contract.settings import Settings
-from segnode_contract.troubles import Health, Trouble, troubles
+from segnode_contract.troubles import NodeState, Trouble, troubles
 from segnode_plugin.notice import Notice
 from segnode_plugin.telling import Channel
 
@@ -68,13 +68,13 @@ class Alerting:
             self._tidied = True
         if not self._channels:
             return
-        health = read_health(self._ledger, self._settings.background, self._free_mb())
-        found = troubles(health, self._settings.alerts)
+        state = read_state(self._ledger, self._settings.background, self._free_mb())
+        found = troubles(state, self._settings.alerts)
         for channel in self._channels:
             if time.monotonic() >= self._tries_at[channel.name]:
-                self._tell(channel, found, health)
+                self._tell(channel, found, state)
 
-    def _tell(self, channel: Channel, found: Sequence[Trouble], health: Health) -> None:
+    def _tell(self, channel: Channel, found: Sequence[Trouble], state: NodeState) -> None:
         quiet_s, node = self._settings.alerts.quiet_s, self._settings.node.name
         failures = self._failures[channel.name]
         wait_s = _BACK_OFF_S[min(failures, len(_BACK_OFF_S) - 1)]
@@ -84,7 +84,7 @@ class Alerting:
             time.monotonic() + wait_s,
         )
         try:
-            with self._alerts.telling(channel.name, found, health.now, quiet_s) as news:
+            with self._alerts.telling(channel.name, found, state.now, quiet_s) as news:
                 if news:
                     channel.tell(Notice(node=node, alerts=tuple(news), quiet_s=quiet_s))
         except NotTold as error:
@@ -99,7 +99,7 @@ class Alerting:
 
 
 def free_mb_of(folder: Path) -> Callable[[], float | None]:
-    """Return what gives the free space of a folder's disk."""
+    """Return what gives the free space of a folder's disk, None where it cannot be read."""
 
     def free_mb() -> float | None:
         try:

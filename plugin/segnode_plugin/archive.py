@@ -133,24 +133,26 @@ class OrthancArchive:
         return [study["MainDicomTags"]["StudyInstanceUID"] for study in found]
 
     def delete_instances(self, instance_uids: Iterable[str]) -> int:
-        """Delete instances, by their SOP Instance UIDs; return how many were there.
+        """Delete instances, by their SOP Instance UIDs; return how many were deleted.
 
         Raises
         ------
         ArchiveUnavailable
             If Orthanc deletes one of them not; those before it are gone.
         """
-        ids = [one for uid in instance_uids for one in self._named("Instance", uid)]
-        for one in ids:
+        deleted = 0
+        for uid in instance_uids:
             try:
-                self._orthanc.RestApiDelete(f"/instances/{one}")
+                for one in self._named("Instance", uid):
+                    self._orthanc.RestApiDelete(f"/instances/{one}")
+                    deleted += 1
             except self._orthanc.OrthancException as error:
                 if error.args and error.args[0] in _UNKNOWN_RESOURCE:
                     continue  # somebody else did
                 raise ArchiveUnavailable(
-                    f"Orthanc does not delete the instance {one}; see its log."
+                    f"Orthanc does not delete the instance {uid}; see its log."
                 ) from error
-        return len(ids)
+        return deleted
 
     def _named(self, level: str, uid: str) -> list[str]:
         found = json.loads(self._orthanc.RestApiPost("/tools/lookup", uid))

@@ -30,11 +30,11 @@ from segnode_plugin.web import by_hand
 from segnode_plugin.web.adapter import Adapter
 from segnode_plugin.web.app import create_app
 from segnode_plugin.web.explorer import extend_explorer
-from segnode_plugin.web.health import health_of
 from segnode_plugin.web.ohif import ohif_pages
 from segnode_plugin.web.pictures import picture_pages
 from segnode_plugin.web.qido import qido_shim
 from segnode_plugin.web.routes import RoutePages
+from segnode_plugin.web.servers import servers_of
 from segnode_plugin.web.site import Site
 
 CONFIG = Path(__file__).parents[2] / "orthanc-config"
@@ -72,15 +72,15 @@ def start(orthanc: Any) -> None:
         channels(settings.alerts, os.environ),
         free_mb_of(connections.data),
     )
-    health = health_of(connections, settings.limits, archive)
-    service = Service([intake.tick, dispatch.tick, alerting.tick, health.tick])
+    servers = servers_of(ledger, settings, connections, archive)
+    service = Service([intake.tick, dispatch.tick, alerting.tick, servers.tick])
     site = Site(
         ledger=ledger,
         settings=settings,
         archive=archive,
         trouble=lambda: routes.trouble,
         parts=_folder("SEGNODE_PARTS"),
-        health=health,
+        servers=servers,
     )
     adapter = Adapter(orthanc)
     app = create_app(site, _pages(orthanc, adapter, archive, routes, site))

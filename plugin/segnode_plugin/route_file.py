@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from segnode_contract.errors import SettingsError
@@ -52,7 +53,8 @@ class RouteFile:
         self._seen = self._state()
         self.settings = self._read()
         self._rules = rules_of(self.settings)
-        self.since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self.since = time.time()
+        """When they were read, in seconds since 1970."""
         self.trouble = ""
         """Why the file as it is now is not followed; empty when it is."""
 
@@ -69,14 +71,15 @@ class RouteFile:
             self._rules = rules_of(self._read())
         except Exception as error:  # whatever is wrong with it, it must be told of
             said = f"{self.path} cannot be read: {type(error).__name__}."
+            since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             self.trouble = (
                 f"{error.sentence if isinstance(error, SettingsError) else said} The routes of "
-                f"{self.since} are followed until the file is mended; `segnode routes check "
+                f"{since} are followed until the file is mended; `segnode routes check "
                 f"--config {self.path}` says more."
             )
             log.error(self.trouble)
             return
-        self.since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self.since = time.time()
         self.trouble = ""
         log.info("routes read", extra={"routes": len(self._rules.routes)})
 

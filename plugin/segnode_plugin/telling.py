@@ -15,12 +15,13 @@ from contextlib import contextmanager, suppress
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import localtime, make_msgid
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from segnode_contract.alerts import SMTP_LOGIN, WEBHOOK_TOKEN, Alerts
 from segnode_contract.errors import NotTold, SettingsError
 from segnode_plugin.notice import Notice
+from segnode_plugin.reaching import NoRedirect, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,9 @@ class Mail:
         except smtplib.SMTPResponseException as error:
             raise self._failure("mail-refused", f"answers {error.smtp_code}") from error
         except OSError as error:  # smtplib's other errors are of it, too
-            why = f"does not answer as one ({_reason(error)}); see [alerts] smtp_host and smtp_port"
+            why = (
+                f"does not answer as one ({reason_of(error)}); see [alerts] smtp_host and smtp_port"
+            )
             raise self._failure("mail-unreachable", why) from error
 
     def _failure(self, code: str, why: str) -> NotTold:
@@ -162,7 +165,7 @@ class Webhook:
             self._headers["Authorization"] = f"Bearer {secrets[WEBHOOK_TOKEN]}"
         self._trust = _trust(alerts)
         self._opener = urllib.request.build_opener(
-            _NoRedirect(),
+            NoRedirect(),
             urllib.request.ProxyHandler({}),
             urllib.request.HTTPSHandler(context=self._trust),
         )
@@ -210,18 +213,11 @@ class Webhook:
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(cause, ssl.SSLCertVerificationError):
                 raise self._failure("webhook-certificate", _untrusted(cause)) from error
-            why = f"does not answer ({_reason(cause)}); see [alerts] webhook"
+            why = f"does not answer ({reason_of(error)}); see [alerts] webhook"
             raise self._failure("webhook-unreachable", why) from error
 
     def _failure(self, code: str, why: str) -> NotTold:
         return NotTold(f"{self._server} {why}.", code=code)
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Alerts go where the administrator said, and nowhere else."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 def _trust(alerts: Alerts) -> ssl.SSLContext:
@@ -239,8 +235,3 @@ def _trust(alerts: Alerts) -> ssl.SSLContext:
 
 def _untrusted(error: ssl.SSLCertVerificationError) -> str:
     return f"is not trusted ({error.verify_message}); name its authority in [alerts] certificate"
-
-
-def _reason(error: object) -> str:
-    strerror = error.strerror if isinstance(error, OSError) else None
-    return strerror or type(error).__name__

@@ -12,11 +12,14 @@ from pydicom import dcmread
 
 from segnode_cli import segment
 from segnode_cli.ct_series import ct_series
+from segnode_contract.errors import SetupError
 from segnode_contract.identity import derived_uid
+from segnode_contract.ledger import ActLedger, Ledger
 from segnode_contract.settings import load_settings
 
 from ..contract.test_settings import GOOD
 from ..plugin import test_deciding as deciding
+from ..plugin.rows import finish_job, queue_job
 from ..worker.many_segments import card_of
 from ..worker.test_pipeline import Bright
 
@@ -62,3 +65,22 @@ def test_files_are_segmented_as_a_node_does(
     [job] = deciding.decided(known, facts, trigger="series").jobs
     assert (seg.SegmentationType, job.form) == (form, form)
     assert seg.SOPInstanceUID == derived_uid(job.key, "seg")
+
+
+def test_a_result_that_was_withdrawn_at_the_node_is_not_given_its_uids_again(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.sqlite"
+    ledger = Ledger(url)
+    ledger.migrate()
+    key = queue_job(ledger)
+    finish_job(ledger)
+    (tmp_path / "environment").write_text(f"SEGNODE_LEDGER_URL={url}\n")
+    segment._check_not_withdrawn(tmp_path, key)
+    ActLedger(ledger).withdraw(key, "ada", "it calls the table bone")
+    with pytest.raises(SetupError, match=rf"withdrawn .*segnode retry {key[:12]}"):
+        segment._check_not_withdrawn(tmp_path, key)
+    anew = ActLedger(ledger).run_anew(key, "ada") or ""
+    with pytest.raises(SetupError, match=rf"segnode retry {anew[:12]}"):
+        segment._check_not_withdrawn(tmp_path, key)
+    ledger.close()

@@ -15,12 +15,12 @@ from segnode_contract.errors import SettingsError
 from segnode_contract.job import JobState, Priority
 from segnode_contract.ledger import LeaseLedger, Ledger, WorkerLedger, schema
 from segnode_contract.ledger.alerts import AlertLedger
-from segnode_contract.ledger.health import read_health
+from segnode_contract.ledger.node_state import read_state
 from segnode_contract.settings import Background, Limits, load_settings
 from segnode_contract.standing import Standing, plan
 from segnode_contract.troubles import (
     DeadJobs,
-    Health,
+    NodeState,
     Trouble,
     Waiting,
     WorkerSeen,
@@ -76,7 +76,7 @@ def test_a_mail_server_has_the_port_of_its_kind(tmp_path: Path, tls: str, port: 
         ("webhook = 'https:///s3cret'\n", "webhook is no https:// address"),
         ("certificate = 'authority.pem'\n", "a whole path is needed"),
         ("quiet_s = 5\n", "quiet_s is 5; 60 is the least"),
-        ("worker_lost_s = 20\n", "worker_lost_s is 20; 60 is the least"),
+        ("worker_lost_s = 20\n", "worker_lost_s is 20; 60 is the least, since a worker whose"),
         ("backlog_s = -1\n", "backlog_s is -1; it cannot be negative"),
         ("free_mb = -1\n", "free_mb is -1; it cannot be negative"),
     ],
@@ -119,15 +119,17 @@ LONGEST = Waiting(key=KEY, since=NOW - 2700, code="")
 
 
 @pytest.mark.parametrize(
-    ("health", "sentence"),
+    ("state", "sentence"),
     [
         (
-            Health(now=NOW, dead=(DeadJobs(code="worker-lost", count=1, key=KEY, newest_at=NOW),)),
+            NodeState(
+                now=NOW, dead=(DeadJobs(code="worker-lost", count=1, key=KEY, newest_at=NOW),)
+            ),
             "1 job is dead: 1 by worker-lost (such as 0123456789ab). Their pages say why; mend the "
             "cause, then retry them.",
         ),
         (
-            Health(
+            NodeState(
                 now=NOW,
                 dead=(
                     DeadJobs(code="worker-lost", count=998, key=KEY, newest_at=NOW),
@@ -138,81 +140,89 @@ LONGEST = Waiting(key=KEY, since=NOW - 2700, code="")
             "0123456789ab). Their pages say why; mend the cause, then retry them.",
         ),
         (
-            Health(now=NOW, undelivered=2, undelivered_at=NOW),
+            NodeState(now=NOW, undelivered=2, undelivered_at=NOW),
             "2 deliveries to other archives failed; `segnode deliveries` says which, and why.",
         ),
         (
-            Health(now=NOW, waiting=12, oldest=LONGEST),
+            NodeState(now=NOW, waiting=12, oldest=LONGEST),
             "12 jobs wait, the oldest (0123456789ab) for 45 min, where 30 min is the limit. The "
             "first page says whether workers live and take jobs.",
         ),
         (
-            Health(now=NOW, waiting=1, oldest=replace(LONGEST, since=NOW - 9000, code="archive")),
+            NodeState(
+                now=NOW, waiting=1, oldest=replace(LONGEST, since=NOW - 9000, code="archive")
+            ),
             "1 job waits, the oldest (0123456789ab) for 2.5 h, where 30 min is the limit; its last "
             "try ended with archive. The first page says whether workers live and take jobs.",
         ),
         (
-            Health(now=NOW, workers=(worker(), LOST)),
+            NodeState(now=NOW, workers=(worker(), LOST)),
             "A worker is lost: gpu2-0a1b2c3d-f0000000/7 (6 min silent). See whether its machine "
             "runs, and the worker's log.",
         ),
         (
-            Health(now=NOW, workers=(LOST,)),
+            NodeState(now=NOW, workers=(LOST,)),
             "A worker is lost: gpu2-0a1b2c3d-f0000000/7 (6 min silent). None is left, so that jobs "
             "wait. See whether its machine runs, and the worker's log.",
         ),
         (
-            Health(now=NOW, free_mb=812.4, workers=(worker(free_mb=100.0),)),
+            NodeState(now=NOW, free_mb=812.4, workers=(worker(free_mb=100.0),)),
             "Space is low (4096 MB are the limit): 812 MB left for the node's data, 100 MB left "
             "for results of worker gpu1-0a1b2c3d-f0000000/7. Make room before images and results "
             "are refused.",
         ),
         (
-            Health(now=NOW, free_mb=9000.0, workers=(worker(state="no-space"),)),
+            NodeState(now=NOW, free_mb=9000.0, workers=(worker(state="no-space"),)),
             "Space is low (4096 MB are the limit): worker gpu1-0a1b2c3d-f0000000/7 has no room for "
             "results and takes no jobs. Make room before images and results are refused.",
         ),
     ],
     ids=["one", "many", "deliveries", "wait", "tries", "lost", "none left", "space", "no space"],
 )
-def test_a_trouble_says_its_value_and_what_to_do(health: Health, sentence: str) -> None:
-    assert [trouble.sentence for trouble in troubles(health, ALERTS)] == [sentence]
+def test_a_trouble_says_its_value_and_what_to_do(state: NodeState, sentence: str) -> None:
+    assert [trouble.sentence for trouble in troubles(state, ALERTS)] == [sentence]
 
 
 @pytest.mark.parametrize(
-    "health",
+    "state",
     [
-        Health(now=NOW),
-        Health(now=NOW, waiting=1, oldest=replace(LONGEST, since=NOW - 1700)),
-        Health(now=NOW, workers=(worker(), replace(LOST, seen_at=NOW - 90000))),
-        Health(now=NOW, workers=(worker("gpu2-9f8e7d6c-f0000001/9", started_at=NOW - 30), LOST)),
-        Health(now=NOW, workers=(worker(free_mb=5000.0), replace(LOST, seen_at=NOW - 90000))),
-        Health(now=NOW, free_mb=5000.0, workers=(worker(state="no-model"),)),
+        NodeState(now=NOW),
+        NodeState(now=NOW, waiting=1, oldest=replace(LONGEST, since=NOW - 1700)),
+        NodeState(now=NOW, workers=(worker(), replace(LOST, seen_at=NOW - 90000))),
+        NodeState(now=NOW, workers=(worker("gpu2-9f8e7d6c-f0000001/9", started_at=NOW - 30), LOST)),
+        NodeState(now=NOW, workers=(worker(free_mb=5000.0), replace(LOST, seen_at=NOW - 90000))),
+        NodeState(now=NOW, free_mb=5000.0, workers=(worker(state="no-model"),)),
     ],
     ids=["nothing", "soon", "forgotten", "came again", "room", "no model"],
 )
-def test_what_is_as_it_should_be_is_no_trouble(health: Health) -> None:
-    assert troubles(health, ALERTS) == ()
+def test_what_is_as_it_should_be_is_no_trouble(state: NodeState) -> None:
+    assert troubles(state, ALERTS) == ()
+
+
+def test_what_a_silent_worker_said_of_its_room_counts_no_more() -> None:
+    silent = worker(seen_at=NOW - 65, free_mb=1.0)
+    state = NodeState(now=NOW, workers=(silent, worker("gpu2-0a1b2c3d-f0000000/7")))
+    assert troubles(state, Alerts(worker_lost_s=0)) == ()
 
 
 def test_one_worker_stands_for_one_lost_one() -> None:
     again = worker("gpu2-9f8e7d6c-f0000001/9", started_at=NOW - 30)
     other = worker("gpu2-0a1b2c3d-f0000000/8", seen_at=NOW - 300)
-    (trouble,) = troubles(Health(now=NOW, workers=(again, LOST, other)), ALERTS)
+    (trouble,) = troubles(NodeState(now=NOW, workers=(again, LOST, other)), ALERTS)
     assert trouble.sentence.startswith("A worker is lost: gpu2-0a1b2c3d-f0000000/8 (5 min")
 
 
 def test_no_worker_is_forgotten_while_none_is_left() -> None:
     long_lost = replace(LOST, seen_at=NOW - 90000)
-    (trouble,) = troubles(Health(now=NOW, workers=(long_lost,)), ALERTS)
+    (trouble,) = troubles(NodeState(now=NOW, workers=(long_lost,)), ALERTS)
     assert "25.0 h silent" in trouble.sentence
 
 
 def test_a_kind_of_alert_can_be_turned_off() -> None:
-    health = Health(now=NOW, waiting=1, oldest=LONGEST, workers=(LOST,), free_mb=0.0)
+    state = NodeState(now=NOW, waiting=1, oldest=LONGEST, workers=(LOST,), free_mb=0.0)
     off = Alerts(backlog_s=0, worker_lost_s=0, free_mb=0)
-    assert len(troubles(health, ALERTS)) == 3
-    assert troubles(health, off) == ()
+    assert len(troubles(state, ALERTS)) == 3
+    assert troubles(state, off) == ()
 
 
 def told(story: list[tuple[float, Trouble | None]], quiet_s: float = QUIET_S) -> list[str]:
@@ -305,23 +315,23 @@ def test_a_job_that_took_its_workers_down_is_seen_as_dead(ledger: Ledger) -> Non
     leases = LeaseLedger(ledger, Limits(deliveries=1))
     assert leases.take_back(leases.expired(), "reaper") == [key]
     shift(ledger, 3)
-    health = read_health(ledger, Background(), 5000.0)
-    (dead,) = health.dead
+    state = read_state(ledger, Background(), 5000.0)
+    (dead,) = state.dead
     assert (dead.code, dead.count, dead.key) == ("worker-lost", 1, key)
-    assert health.now - 10 < dead.newest_at <= health.now
-    assert health.free_mb == 5000.0
+    assert state.now - 10 < dead.newest_at <= state.now
+    assert state.free_mb == 5000.0
 
 
 def test_what_failed_for_good_or_waits_is_counted(ledger: Ledger) -> None:
     key = queue_job(ledger)
     copies(ledger, key, 7, state=JobState.DEAD, error_code="internal")
     shift(ledger, 2000)
-    health = read_health(ledger, Background(), None)
-    assert [(dead.code, dead.count) for dead in health.dead] == [("internal", 7)]
-    assert health.waiting == 1
-    assert health.oldest is not None
-    assert health.oldest.key == key
-    assert health.now - health.oldest.since == pytest.approx(2000, abs=20)
+    state = read_state(ledger, Background(), None)
+    assert [(dead.code, dead.count) for dead in state.dead] == [("internal", 7)]
+    assert state.waiting == 1
+    assert state.oldest is not None
+    assert state.oldest.key == key
+    assert state.now - state.oldest.since == pytest.approx(2000, abs=20)
 
 
 def test_a_job_between_two_tries_waits_from_the_first_on(ledger: Ledger) -> None:
@@ -332,7 +342,7 @@ def test_a_job_between_two_tries_waits_from_the_first_on(ledger: Ledger) -> None
         job = schema.job
         values = {**later, "not_before": job.c.not_before + 2900}
         connection.execute(update(job).values(values))
-    oldest = read_health(ledger, Background(), None).oldest
+    oldest = read_state(ledger, Background(), None).oldest
     assert oldest is not None
     assert oldest.code == "archive-unavailable"
 
@@ -344,16 +354,16 @@ def test_background_work_may_wait_while_it_is_not_its_time_or_some_is_done(ledge
         connection.execute(update(schema.job).values(priority=int(Priority.BACKGROUND)))
     hour = time.localtime().tm_hour
     closed = Background(from_hour=(hour + 2) % 24, to_hour=(hour + 4) % 24)
-    assert read_health(ledger, closed, None).oldest is None
-    always = read_health(ledger, Background(), None)
+    assert read_state(ledger, closed, None).oldest is None
+    always = read_state(ledger, Background(), None)
     assert always.oldest is not None
     assert always.now - always.oldest.since > 1900
-    opened = read_health(ledger, Background(from_hour=hour, to_hour=(hour + 2) % 24), None)
+    opened = read_state(ledger, Background(from_hour=hour, to_hour=(hour + 2) % 24), None)
     assert opened.oldest is not None
     assert opened.oldest.since >= opened.now - 3660
     copies(ledger, key, 1, priority=int(Priority.STAT))
     claim_job(ledger)
-    begun = read_health(ledger, Background(), None)
+    begun = read_state(ledger, Background(), None)
     assert begun.oldest is not None
     assert begun.now - begun.oldest.since < 20
 
@@ -363,7 +373,7 @@ def test_workers_are_seen_with_their_room(ledger: Ledger) -> None:
     WorkerLedger(ledger, "m-1-2/2").seen("no-space", "no room", report={"free_mb": "?"})
     WorkerLedger(ledger, "m-1-2/3").seen("ready")
     WorkerLedger(ledger, "m-1-2/3").gone()
-    seen = {each.name: each for each in read_health(ledger, Background(), None).workers}
+    seen = {each.name: each for each in read_state(ledger, Background(), None).workers}
     assert {name: each.free_mb for name, each in seen.items()} == {"m-1-2/1": 700, "m-1-2/2": None}
 
 
@@ -409,14 +419,12 @@ def test_what_could_not_be_told_is_given_back_and_shown(ledger: Ledger) -> None:
             raise OSError("away")
     with alerts.telling("webhook", [DEAD], now, QUIET_S) as news:
         assert [each.name for each in news] == ["dead-letter"]
-    (held,) = alerts.alerts(QUIET_S)
-    assert (held.name, held.sentence, held.untold) == ("dead-letter", DEAD.sentence, ("email",))
-    assert held.since == now
+    assert alerts.held(QUIET_S) == {"dead-letter": ("email",)}
     alerts.keep(["webhook"])
-    assert [each.untold for each in alerts.alerts(QUIET_S)] == [()]
+    assert alerts.held(QUIET_S) == {"dead-letter": ()}
     with alerts.telling("webhook", [], now + 40, QUIET_S) as news:
         assert news == []
-    assert alerts.alerts(QUIET_S) == []
+    assert alerts.held(QUIET_S) == {}
     alerts.keep([])
     with ledger.read() as connection:
         assert connection.execute(select(schema.alert)).all() == []

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
-from segnode_contract.errors import UnsuitableSeries
+from segnode_contract.errors import ImagesChanged, UnsuitableSeries
 from segnode_contract.findings import Findings
 from segnode_contract.identity import derived_uid, revised
-from segnode_contract.job import Claim, JobState, NewJob, ResultObject, Stage
-from segnode_contract.ledger import ActLedger, IntakeLedger, Ledger, LedgerView
+from segnode_contract.job import Claim, JobState, NewJob, Priority, ResultObject, Stage
+from segnode_contract.ledger import ActLedger, IntakeLedger, Ledger, LedgerView, queue
 from segnode_contract.ledger.one_job import built_on, changed
 from segnode_contract.ledger.overlays import study_overlays
+from segnode_contract.ledger.revisions import can_run_anew
 from segnode_contract.ledger.work import LeaseLost
 
 from .test_queue import arrive, chain, finish, job, state, take, the, worker
@@ -228,7 +229,9 @@ def test_other_content_supersedes_the_newest_revision_and_its_return_means_it(
 
 def test_a_result_whose_place_is_taken_is_not_made_anew(ledger: Ledger) -> None:
     withdrawn(ledger, job(1))
+    assert can_run_anew(ledger, job(1).key)
     arrive(ledger, job(2, series_uids=job(1).series_uids))
+    assert not can_run_anew(ledger, job(1).key)
     assert act(ledger).run_anew(job(1).key, "bob") is None
 
 
@@ -237,7 +240,8 @@ def test_what_was_withdrawn_with_it_is_made_anew_after_it(ledger: Ledger) -> Non
     store(ledger, the(take(ledger)))
     store(ledger, the(take(ledger)))
     act(ledger).withdraw(first.key, "ada", WHY)
-    assert act(ledger).run_anew(then.key, "bob") is None  # what it builds on is withdrawn
+    assert not can_run_anew(ledger, then.key)  # what it builds on is withdrawn
+    assert act(ledger).run_anew(then.key, "bob") is None
     key = act(ledger).run_anew(first.key, "bob")
     child = revised(then.key, 1)
     assert (state_of(ledger, key), state_of(ledger, child)) == ("queued", "waiting")
@@ -269,6 +273,7 @@ def test_one_whose_first_job_is_not_done_waits_where_it_may_be(
             text("update job set state = :state where key = :key"),
             {"state": before, "key": first.key},
         )
+    assert can_run_anew(ledger, child.key) == bool(then)
     key = act(ledger).run_anew(child.key, "bob")
     assert (state_of(ledger, key) if key else None) == then
 
@@ -318,3 +323,88 @@ def test_whatever_is_new_about_a_job_is_noticed(ledger: Ledger) -> None:
     assert changed(ledger, job(1).key) != finished
     assert changed(ledger, "none") == (None, None, None)
     assert state(ledger, job(1)) == JobState.DONE
+
+
+@pytest.mark.parametrize("where", ["_comes_back", "supersede"])
+def test_a_withdrawal_beside_intake_holds(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    if ledger.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite has one writer at a time")
+    done(ledger, job(1))
+    usual, threads = getattr(queue, where), []
+
+    def beside(*arguments: object) -> object:
+        if not threads:  # somebody withdraws it in the middle of intake's transaction
+            threads.append(
+                threading.Thread(target=act(ledger).withdraw, args=(job(1).key, "ada", WHY))
+            )
+            threads[0].start()
+            threads[0].join(0.5)
+        return usual(*arguments)
+
+    monkeypatch.setattr(queue, where, beside)
+    again = job(1) if where == "_comes_back" else job(2, series_uids=job(1).series_uids)
+    arrive(ledger, replace(again, last_instance_at=5.0))
+    threads[0].join()
+    monkeypatch.undo()
+    assert state(ledger, job(1)) == "withdrawn"
+    arrive(ledger, replace(job(1), last_instance_at=9.0))
+    assert state(ledger, job(1)) == "withdrawn"
+
+
+@pytest.mark.parametrize("how", ["failed", "queued", "running"])
+def test_a_result_of_a_job_that_is_at_it_again_is_withdrawn_too(ledger: Ledger, how: str) -> None:
+    done(ledger, job(1))
+    arrive(ledger, replace(job(1), last_instance_at=5.0))
+    claim = the(take(ledger)) if how != "queued" else None
+    if how == "failed" and claim:
+        worker(ledger).failed(claim, ImagesChanged("other pixels"), 1)
+    assert state(ledger, job(1)) == how
+    assert act(ledger).withdraw(job(1).key, "ada", WHY) == [job(1).key]
+    assert take(ledger) is None
+    if how == "running" and claim:
+        with pytest.raises(LeaseLost):
+            worker(ledger).check(claim)
+    assert act(ledger).run_anew(job(1).key, "ada") == revised(job(1).key, 1)
+
+
+def test_what_was_withdrawn_for_its_own_fault_stays_so(ledger: Ledger) -> None:
+    first, second = chain(ledger)
+    store(ledger, the(take(ledger)))
+    store(ledger, the(take(ledger)))
+    act(ledger).withdraw(second.key, "ada", "the second model is wrong")
+    act(ledger).withdraw(first.key, "ada", WHY)
+    act(ledger).run_anew(first.key, "ada")
+    assert LedgerView(ledger).job(revised(second.key, 1)) is None
+    assert state(ledger, second) == "withdrawn"
+
+
+def test_one_cancelled_meanwhile_builds_on_the_new_result(ledger: Ledger) -> None:
+    first, second = chain(ledger)
+    store(ledger, the(take(ledger)))
+    act(ledger).cancel(second.key, "ada")
+    with ledger.write() as connection:  # as one that came after the withdrawal, and was cancelled
+        act_of = "update job set state = 'waiting' where key = :key"
+        connection.execute(text(act_of), {"key": second.key})
+    act(ledger).withdraw(first.key, "ada", WHY)
+    with ledger.write() as connection:
+        act_of = "update job set state = 'cancelled' where key = :key"
+        connection.execute(text(act_of), {"key": second.key})
+    newer = act(ledger).run_anew(first.key, "ada")
+    store(ledger, the(take(ledger)))
+    assert act(ledger).retry(second.key, "ada")
+    assert the(take(ledger)).builds_on == newer
+
+
+def test_a_model_by_hand_is_run_where_the_images_lie_and_as_urgent_as_asked(
+    ledger: Ledger,
+) -> None:
+    background = job(1, Priority.BACKGROUND)
+    withdrawn(ledger, background)
+    asked = job(1, Priority.STAT, study_uid="1.9", route="by hand")
+    key = IntakeLedger(ledger).queue_by_hand("a", asked, "ada")
+    found = LedgerView(ledger).job(key)
+    assert found is not None
+    row = found.row
+    assert (row.priority, row.study_uid, row.route, row.revision) == ("stat", "1.9", "by hand", 1)

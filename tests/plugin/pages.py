@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from flask import Blueprint
 from flask.testing import FlaskClient
 
+from segnode_cli.routes import Keywords
 from segnode_contract.ledger import Ledger
 from segnode_contract.settings import Settings, load_settings
+from segnode_plugin import entry
+from segnode_plugin.route_file import RouteFile
+from segnode_plugin.web.adapter import Adapter
 from segnode_plugin.web.app import create_app
 from segnode_plugin.web.site import Archive, Site
 
@@ -46,9 +51,18 @@ class Named:
     def studies_with(self, keyword: str, value: str) -> list[str]:
         return []
 
+    def vr(self, keyword: str) -> str | None:
+        return Keywords().vr(keyword)
+
     def delete_instances(self, instance_uids: Iterable[str]) -> int:
         self.deleted += instance_uids
         return len(self.deleted)
+
+
+def archive_pages(site: Site, archive: Any) -> list[Blueprint]:
+    """Return what the plugin adds to the pages because there is an archive, but for the viewer."""
+    orthanc = SimpleNamespace(RestApiGetAfterPlugins=lambda uri: b"[]", OrthancException=OSError)
+    return entry._pages(orthanc, Adapter(orthanc), archive, RouteFile(CONFIG, archive), site)
 
 
 def client(

@@ -24,6 +24,8 @@ class Shelf:
 
     def __init__(self) -> None:
         self.series: dict[str, Shelved] = {}
+        self.placed: dict[str, dict[str, str]] = {}
+        """What instances say of where they lie."""
         self.deleted: list[str] = []
         self.refuses: Exception | None = None
         """Raised where something is to be deleted."""
@@ -95,7 +97,10 @@ class Shelf:
                 return []
             case ["series", key, "instances"]:
                 uids = self.series[key].instances if key in self.series else []
-                return [{"ID": uid, "MainDicomTags": {"SOPInstanceUID": uid}} for uid in uids]
+                tags = [{"SOPInstanceUID": uid, **self.placed.get(uid, {})} for uid in uids]
+                return [
+                    {"ID": uid, "MainDicomTags": each} for uid, each in zip(uids, tags, strict=True)
+                ]
             case ["instances", uid, "attachments"]:
                 return self._of(uid).attachments
             case ["instances", uid, "simplified-tags"]:

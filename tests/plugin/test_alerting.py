@@ -195,13 +195,12 @@ def test_a_mail_server_that_was_away_tells_once_when_it_is_back(
     assert {record.code for record in caplog.records} == {"mail-unreachable"}  # type: ignore[attr-defined] # a field of ours
     assert len(place.hook.bodies) == 1, "the webhook was told, and not again"
     place.passes(100)
-    (held,) = AlertLedger(place.ledger).alerts(HOUR_S)
-    assert held.untold == ("email",)
+    assert AlertLedger(place.ledger).held(HOUR_S) == {"dead-letter": ("email",)}
     with mail_server(port=port) as mail:
         for _ in range(3):
             node.tick()
     assert mail.subjects() == ["[segnode] 1 alert"]
-    assert [each.untold for each in AlertLedger(place.ledger).alerts(HOUR_S)] == [()]
+    assert AlertLedger(place.ledger).held(HOUR_S) == {"dead-letter": ()}
 
 
 def test_what_came_and_went_while_the_mail_server_was_away_is_told_as_over(place: Place) -> None:
@@ -310,16 +309,16 @@ def test_with_nobody_to_tell_nothing_is_looked_at(
 ) -> None:
     place.dead(1)
     place.started().tick()
-    assert AlertLedger(place.ledger).alerts(HOUR_S) != []
+    assert AlertLedger(place.ledger).held(HOUR_S) != {}
 
     def looked(*_: Any) -> None:
         raise AssertionError("nobody is to be told")
 
-    monkeypatch.setattr(alerting, "read_health", looked)
+    monkeypatch.setattr(alerting, "read_state", looked)
     off = Alerting(place.ledger, load_settings(CONFIG), (), lambda: None)
     off.tick()
     off.tick()
-    assert AlertLedger(place.ledger).alerts(HOUR_S) == [], "what nobody is told of does not stay"
+    assert AlertLedger(place.ledger).held(HOUR_S) == {}, "what nobody is told of does not stay"
 
 
 def test_the_room_for_data_is_that_of_its_disk(tmp_path: Any) -> None:

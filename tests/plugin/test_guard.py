@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import text
 
 from segnode_contract.ledger import Ledger
 from segnode_contract.settings import User, load_settings
 from segnode_plugin.web.app import create_app
 from segnode_plugin.web.site import Site
 
-from .pages import CONFIG, Named
+from .pages import CONFIG, Named, archive_pages
 from .rows import fail_job, queue_job
 
 ROLES = ("viewer", "operator", "administrator", "monitor", "worker")
-VALUES = {"key": "00000001" + "e" * 56, "uid": "1.2", "series_uid": "1.2.3", "number": "1"}
+VALUES = {"key": "00000001" + "e" * 56, "uid": "1.2", "number": "1", "resource": "studies"}
 MAY_POST = {
     "/segnode/search": {"viewer", "operator", "administrator"},
     "/segnode/jobs/retry": {"operator", "administrator"},
@@ -25,6 +26,8 @@ MAY_POST = {
     "/segnode/jobs/replay": {"operator", "administrator"},
     f"/segnode/jobs/{VALUES['key']}/withdraw": {"operator", "administrator"},
     f"/segnode/jobs/{VALUES['key']}/withdraw-and-delete": {"administrator"},
+    f"/segnode/series/{VALUES['uid']}/run": {"operator", "administrator"},
+    "/segnode/replay": {"operator", "administrator"},
 }
 """What changes something, and who may do it: nobody else, and nothing besides."""
 
@@ -34,7 +37,9 @@ def app(ledger: Ledger) -> Flask:
     settings = load_settings(CONFIG)
     users = tuple(User(name=role, role=role) for role in ROLES)
     object.__setattr__(settings, "users", users)
-    app = create_app(Site(ledger=ledger, settings=settings, archive=Named()))
+    archive = Named()
+    site = Site(ledger=ledger, settings=settings, archive=archive)
+    app = create_app(site, archive_pages(site, archive))
     app.testing = True
     return app
 
@@ -174,8 +179,6 @@ def token_of(app: Flask, role: str) -> str:
 
 def rows_of(ledger: Ledger) -> list[tuple[Any, ...]]:
     """Return what acts could have changed."""
-    from sqlalchemy import text
-
     with ledger.read() as connection:
         jobs = connection.execute(text("select key, state, attempts, updated_at from job"))
         events = connection.execute(text("select seq, kind from event"))

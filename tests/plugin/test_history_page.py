@@ -13,8 +13,8 @@ from sqlalchemy import update
 from segnode_contract.errors import UnsuitableSeries
 from segnode_contract.ledger import ActLedger, Ledger, schema
 from segnode_contract.ledger.clock import now_s
-from segnode_plugin.web.columns import picture_of
 from segnode_plugin.web.days import day_text
+from segnode_plugin.web.days_chart import chart_of
 from segnode_plugin.web.spreadsheet import csv_text
 
 from .conftest import PageNode
@@ -216,10 +216,31 @@ def test_the_list_of_jobs_has_no_names_and_no_uids(pages: FlaskClient, ledger: L
     assert states == ["done", "failed", "queued", "queued"]
     done = next(row for row in listed.values() if row["state"] == "done")
     assert done["model"] == "ct-tissue"
-    assert 0 <= float(done["last image to result (s)"]) < 60
+    assert 0 <= float(done["result after (s)"]) < 60
     failed = next(row for row in listed.values() if row["state"] == "failed")
     assert failed["error code"] == "gantry-tilt"
-    assert failed["last image to result (s)"] == ""
+    assert failed["result after (s)"] == ""
+
+
+def test_a_file_says_from_when_a_jobs_time_counts(pages: FlaskClient, ledger: Ledger) -> None:
+    keys = [queue_job(ledger, number=n, study_uid=f"1.2.{n}") for n in (1, 2, 3)]
+    with ledger.write() as connection:
+        connection.execute(update(schema.job).values(last_instance_at=now_s() - 10 * 365 * 86400))
+        for key, said in zip(
+            keys, ({"revision": 1}, {"priority": 2}, {"priority": 1}), strict=True
+        ):
+            connection.execute(update(schema.job).where(schema.job.c.key == key).values(said))
+    for _ in keys:
+        finish_job(ledger)
+    listed = {row["job"]: row for row in rows(pages, "jobs")}
+    assert [listed[key]["counted from"] for key in keys] == [
+        "somebody asked for it",
+        "the job was made",
+        "the last image",
+    ]
+    took = [float(listed[key]["result after (s)"]) for key in keys]
+    day_s = 86400
+    assert max(took[:2]) < day_s < took[2]
 
 
 @pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t", "\r", "\n", "＝"])
@@ -228,6 +249,15 @@ def test_no_cell_is_run_as_a_formula(pages: FlaskClient, ledger: Ledger, begins:
     ActLedger(ledger).note("search", "admin", said)
     [row] = rows(pages, "people")
     assert row["detail"] == f"'{said}"
+
+
+@pytest.mark.parametrize("cut", [";", ",", "\t"])
+def test_nor_is_what_another_separator_would_cut_off(
+    pages: FlaskClient, ledger: Ledger, cut: str
+) -> None:
+    ActLedger(ledger).note("search", "admin", f"wrong side{cut} =1+1")
+    [row] = rows(pages, "people")
+    assert row["detail"] == f"wrong side{cut}' =1+1"
 
 
 def test_orthanc_hands_a_file_over_as_it_is(page_node: PageNode) -> None:
@@ -248,9 +278,9 @@ def test_a_negative_number_stays_a_number() -> None:
 
 
 def test_columns_reach_as_high_as_their_numbers() -> None:
-    picture = picture_of(range(10, 12), {11: {"done": 30, "failed": 10}})
-    assert picture.top == 40
-    empty, full = picture.columns
+    chart = chart_of(range(10, 12), {11: {"done": 30, "failed": 10}})
+    assert chart.top == 40
+    empty, full = chart.columns
     assert empty.pieces == ()
     done, failed = full.pieces
     assert (done.top, done.height) == (25, 75)
@@ -260,7 +290,7 @@ def test_columns_reach_as_high_as_their_numbers() -> None:
 
 @pytest.mark.parametrize(("most", "top"), [(0, 2), (2, 2), (3, 4), (10, 10), (11, 20), (61, 80)])
 def test_the_scale_ends_at_a_round_number(most: int, top: int) -> None:
-    assert picture_of(range(1), {0: {"done": most}}).top == top
+    assert chart_of(range(1), {0: {"done": most}}).top == top
 
 
 def test_a_day_is_written_as_its_date() -> None:

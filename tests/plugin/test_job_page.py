@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import html
 import re
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from flask import Blueprint
 from flask.testing import FlaskClient
 
 from segnode_contract.destination import Destination
-from segnode_contract.errors import ArchiveUnavailable, PeerRefused, PeerUnavailable
+from segnode_contract.errors import (
+    ArchiveUnavailable,
+    ModelProcessDied,
+    OutOfMemory,
+    PeerRefused,
+    PeerUnavailable,
+    SeriesChanged,
+    TransientError,
+    UnsuitableSeries,
+)
 from segnode_contract.job import Stage
 from segnode_contract.ledger import ActLedger, DeliveryLedger, Ledger, write_shared
 from segnode_contract.ledger.deliveries import Taken
@@ -101,6 +112,31 @@ def test_a_job_that_was_given_up_does_not_promise_to_be_tried_again(
     assert "The job is tried again by itself" not in text
 
 
+@pytest.mark.parametrize("error", [OutOfMemory, SeriesChanged, ModelProcessDied])
+def test_a_queued_job_has_no_cure_that_needs_a_button(
+    pages: FlaskClient, ledger: Ledger, error: type[TransientError]
+) -> None:
+    key = queue_job(ledger)
+    fail_job(ledger, error("It did not work."))
+    text = read(pages, key, "operator")
+    assert '<h2 id="cure">What to do</h2> <p>The job is tried again by itself. ' in text
+    assert "etry" not in text
+
+
+def test_a_stage_has_the_name_that_the_timeline_gives_it(
+    pages: FlaskClient, ledger: Ledger
+) -> None:
+    key = queue_job(ledger)
+    work, claim = claim_job(ledger)
+    with suppress(UnsuitableSeries), work.stage(claim, Stage.TURN):
+        raise UnsuitableSeries("It is refused.")
+    work.failed(claim, UnsuitableSeries("It is refused."), 100)
+    text = read(pages, key)
+    assert "<strong>unsuitable-series</strong> in wait for the model: It" in text
+    assert "unsuitable-series in wait for the model</td>" in text
+    assert "wait for the model, ended there</span>" in pages.get("/segnode/jobs").text
+
+
 def test_a_job_that_was_cancelled_has_no_cure(pages: FlaskClient, ledger: Ledger) -> None:
     key = queue_job(ledger)
     fail_job(ledger, ArchiveUnavailable("The archive answers 503; it is asked again."))
@@ -151,7 +187,7 @@ def test_the_model_card_is_shown_with_colours_and_plausible_volumes(
     text = read(pages, queue_job(ledger))
     for words in ("Intended use", "Not a diagnosis", "Licence", "CT, at least 3 slices"):
         assert words in text
-    assert re.search(r'<rect width="28" height="14" rx="3" fill="#[0-9a-f]{6}"/>', text)
+    assert re.search(r'<rect width="100%" height="100%" fill="#[0-9a-f]{6}"/>', text)
     assert re.search(r"\d+ to \d+ ml</td>", text)
 
 
@@ -174,6 +210,38 @@ def test_a_series_is_called_as_the_archive_calls_it(ledger: Ledger) -> None:
     assert "4 CT thin &lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "explorer.html" not in text  # a viewer may not see it
     assert "/app/explorer.html#series?uuid=o1" in read(pages, key, "admin")
+
+
+def test_what_is_known_of_the_images_is_shown(ledger: Ledger) -> None:
+    shelf = Shelf()
+    shelf.add(
+        "o1",
+        "1.2.3",
+        Rows="512",
+        Columns="500",
+        BodyPartExamined="CHEST",
+        ContrastBolusAgent="Ultravist",
+        ConvolutionKernel=f"B31f {SCRIPT}",
+    )
+    pages, key = client(ledger, shelf), done(ledger)
+    said = "500 × 512 pixels, body part CHEST, contrast medium, kernel B31f <script>"
+    assert said in html.unescape(pages.get(f"/segnode/jobs/{key}").text)
+    assert SCRIPT not in pages.get(f"/segnode/jobs/{key}").text
+    assert "every value that decides" not in read(pages, key)
+    with_routes = client(ledger, shelf, blueprints=[Blueprint("routes", __name__)])
+    link = '<a href="/segnode/studies/1.2/explain">every value that decides</a>'
+    assert link in read(with_routes, key)
+
+
+def test_the_distance_of_slices_is_told_and_what_is_not_there_is_not(ledger: Ledger) -> None:
+    shelf = Shelf()
+    shelf.add("o1", "1.2.3")
+    for number, uid in enumerate(shelf.series["o1"].instances):
+        shelf.placed[uid] = {
+            "ImageOrientationPatient": "1\\0\\0\\0\\1\\0",
+            "ImagePositionPatient": f"0\\0\\{2.5 * number}",
+        }
+    assert "<small>slices 2.5 mm apart</small>" in read(client(ledger, shelf), done(ledger))
 
 
 def test_a_result_that_is_gone_from_the_archive_is_said_to_be(ledger: Ledger) -> None:
@@ -277,6 +345,14 @@ def test_a_job_that_goes_on_is_asked_for_again_and_a_finished_one_is_not(
     assert "http-equiv" not in read(pages, key)
 
 
+def test_without_scripts_a_job_that_goes_on_is_loaded_again(
+    ledger: Ledger, pages: FlaskClient
+) -> None:
+    key = queue_job(ledger)
+    assert '<meta http-equiv="refresh" content="10">' in read(pages, key)
+    assert "<noscript>" not in read(pages, key)  # htmx is not installed here
+
+
 def test_the_part_that_changes_is_sent_only_when_it_did(pages: FlaskClient, ledger: Ledger) -> None:
     key = queue_job(ledger)
     first = pages.get(f"/segnode/jobs/{key}/live")
@@ -320,6 +396,8 @@ def test_a_delivery_that_failed_is_shown_with_reason_and_button(
     text = pages.get(f"/segnode/jobs/{key}").text
     assert "<strong>object-refused</strong>: It refused &lt;b&gt;it&lt;/b&gt;." in text
     assert "It is away. Next try at <time" in " ".join(text.split())
+    assert "Mend the destination or its table in segnode.toml" in text
+    assert "See whether the destination runs" not in text  # it is tried again by itself
     assert "Send it on again" in buttons(pages, key, "operator")
     assert "Send it on again" not in buttons(pages, key, "viewer")
 

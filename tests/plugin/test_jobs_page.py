@@ -25,6 +25,10 @@ from .pages import CONFIG, SCRIPT, Named, client, token
 from .rows import claim_job, fail_job, finish_job, queue_job
 
 ID = "CANARY-4711"
+NOTHING = (
+    "there was nothing to try again, or a newer job has its place, or what it builds on is "
+    "withdrawn."
+)
 
 
 class Patients(Named):
@@ -134,6 +138,7 @@ def test_a_failed_job_shows_its_code_stage_and_sentence(pages: FlaskClient, ledg
         page = read(pages, address)
         assert "<strong>gantry-tilt</strong> in stack" in page
         assert "18.5 degrees; &lt;b&gt;this" in page
+        assert '<span class="stack">stack, ended there</span>' in page
         assert "Open in OHIF" not in page
 
 
@@ -356,7 +361,7 @@ def test_jobs_that_failed_are_tried_again_and_others_left(
     fail_job(ledger)
     fail_job(ledger)
     said = do(pages, "retry", keys=[key(1), key(2), key(3)])
-    assert said == "2 jobs are tried again; with 1 job there was nothing to try again."
+    assert said == f"2 jobs are tried again; with 1 job {NOTHING}"
     assert set(states(ledger).values()) == {"queued"}
     assert acts_on(ledger) == [
         (key(number), "operator", "queued", "retried by hand") for number in (1, 2)
@@ -428,6 +433,21 @@ def test_after_an_act_one_is_back_at_the_filter(pages: FlaskClient, ledger: Ledg
     )
 
 
+def test_withdrawn_results_do_not_come_back_with_all_that_is_tried_again(
+    pages: FlaskClient, ledger: Ledger
+) -> None:
+    queue_job(ledger, number=1)
+    finish_job(ledger)
+    ActLedger(ledger).withdraw(key(1), "ada", "it calls the table bone")
+    queue_job(ledger, number=2)
+    fail_job(ledger)
+    assert "Withdrawn ones are left alone." in do(pages, "retry", which="all")
+    assert do(pages, "retry", which="all", sure="1") == "1 job is tried again."
+    assert states(ledger) == {1: "withdrawn", 2: "queued"}
+    asked = do(pages, "retry", which="all", state="withdrawn")
+    assert "withdrawn as wrong may come back" in asked
+
+
 def test_so_many_at_most_are_taken_at_once(
     pages: FlaskClient, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,7 +481,7 @@ def test_what_is_not_understood_changes_nothing(
 
 
 def test_a_job_that_is_not_there_is_none_that_was_changed(pages: FlaskClient) -> None:
-    assert do(pages, "retry", keys=key(7)) == "With 1 job there was nothing to try again."
+    assert do(pages, "retry", keys=key(7)) == f"With 1 job {NOTHING}"
     assert do(pages, "replay", keys=key(7)) == "Of 1 job intake knows no series."
 
 
@@ -470,7 +490,8 @@ def test_nothing_chosen_is_said(pages: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["did=x&changed=1", "did=retry&changed=-1", "did=retry&changed=²"]
+    "query",
+    ["did=x&changed=1", "did=retry&changed=-1", "did=retry&changed=²", "did=retry&changed=9999999"],
 )
 def test_an_address_cannot_make_a_page_say_anything(pages: FlaskClient, query: str) -> None:
     said = words(read(pages, f"jobs?{query}"))

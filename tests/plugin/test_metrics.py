@@ -99,18 +99,21 @@ def test_results_of_days_gone_by_stay_counted(monitor: FlaskClient, ledger: Ledg
 
 
 def test_workers_are_told_by_state_and_room_by_host(monitor: FlaskClient, ledger: Ledger) -> None:
-    WorkerLedger(ledger, "a/1").seen("ready", "", {"free_mb": 9000})
-    WorkerLedger(ledger, "a/2").seen("ready", "", {"free_mb": 7000})
-    WorkerLedger(ledger, "b/1").seen("no-space", "Make room.", {"free_mb": 10})
-    WorkerLedger(ledger, "c/1").seen("ready", "", {"free_mb": 1})
-    WorkerLedger(ledger, "d/1").seen("ready")
+    WorkerLedger(ledger, "a-0a1b2c3d-f0000001/1").seen("ready", "", {"free_mb": 9000})
+    WorkerLedger(ledger, "a-9f8e7d6c-f0000002/2").seen("ready", "", {"free_mb": 7000})
+    WorkerLedger(ledger, "b-0a1b2c3d-f0000001/1").seen("no-space", "Make room.", {"free_mb": 10})
+    WorkerLedger(ledger, "c-0a1b2c3d-f0000001/1").seen("ready", "", {"free_mb": 1})
+    WorkerLedger(ledger, "d-0a1b2c3d-f0000001/1").seen("ready")
     with ledger.write() as connection:
-        lost = update(schema.worker).where(schema.worker.c.name == "c/1")
-        connection.execute(lost.values(seen_at=now_s() - 600))
+        lost = update(schema.worker).where(schema.worker.c.name == "c-0a1b2c3d-f0000001/1")
+        connection.execute(lost.values(seen_at=now_s() - 65))
     samples = read(monitor)
     workers = samples["segnode_workers"]
     assert [workers[(state,)] for state in ("ready", "no-space", "silent")] == [3, 1, 1]
-    assert samples["segnode_worker_free_bytes"] == {("a",): 7e9, ("b",): 1e7}
+    assert samples["segnode_worker_free_bytes"] == {
+        ("a",): 7000 << 20,
+        ("b",): 10 << 20,
+    }, "by its name, whichever boot or container"
 
 
 def test_nothing_in_it_tells_of_a_patient_a_job_or_a_user(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from flask.testing import FlaskClient
@@ -11,9 +12,10 @@ from sqlalchemy import update
 from segnode_contract.ledger import Ledger, WorkerLedger, schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.tally import EVER, bucket_of
+from segnode_contract.settings import load_settings
 from segnode_models.registry import builtin_models
 
-from .pages import SCRIPT, client
+from .pages import CONFIG, SCRIPT, client
 from .rows import fail_job, finish_job, queue_job
 
 TISSUE = next(each for each in builtin_models() if each.card.name == "ct-tissue")
@@ -104,6 +106,17 @@ def test_a_model_that_nobody_offers_any_more_says_since_when(
     assert "no worker offers it" in pages.get("/segnode/models").text
     text = pages.get("/segnode/models/ct-tissue").text
     assert "No worker offers this model now; jobs that want it wait." in text
+
+
+def test_a_model_is_offered_while_its_worker_counts_as_alive_whatever_a_lease_lasts(
+    ledger: Ledger,
+) -> None:
+    settings = load_settings(CONFIG)
+    patient = replace(settings, limits=replace(settings.limits, lease_s=600.0))
+    announce(ledger)
+    with ledger.write() as connection:
+        connection.execute(update(schema.model).values(announced_at=now_s() - 65))
+    assert "no worker offers it" in client(ledger, settings=patient).get("/segnode/models").text
 
 
 def test_the_version_that_is_offered_comes_before_newer_ones(

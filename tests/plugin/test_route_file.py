@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,7 @@ def test_a_broken_file_leaves_the_routes_and_is_told_of(
         assert routes() == before
         assert routes() == before
     assert said in routes.trouble
+    assert re.search(r"The routes of \d{4}-\d\d-\d\d [\d:]{8} UTC are", routes.trouble)
     assert "are followed until the file is mended" in routes.trouble
     assert len(caplog.records) == 1
     file.write_text(CT)

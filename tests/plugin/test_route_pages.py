@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import re
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,17 @@ def test_the_routes_are_shown_as_they_are_followed(pages: FlaskClient) -> None:
         assert words in text
 
 
+def test_when_the_routes_were_read_is_shown_in_utc_and_what_else_they_are_for(
+    pages: FlaskClient,
+) -> None:
+    text = read(pages, "routes")
+    read_at = re.search(r'read at <time datetime="([^"]+)"', text)
+    assert read_at
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(read_at[1])) < timedelta(minutes=5)
+    assert '<a href="/segnode/replay">Try them on older studies</a>' in text
+    assert '<a href="/segnode/jobs">Why not this study? Search it</a>' in text
+
+
 def test_a_fault_is_shown_with_its_place(pages: FlaskClient) -> None:
     text = read(pages, "routes")
     place = '<td class="number">24</td><td class="number">1</td>'
@@ -169,6 +182,20 @@ def test_looking_at_a_replay_starts_nothing(pages: FlaskClient, ledger: Ledger) 
     assert "Start what is missing" in text
     assert LedgerView(ledger).jobs() == []
     assert "No route wants anything" in read(pages, "replay?since=2026-11-26", "admin")
+
+
+def test_a_replays_day_begins_when_it_does_in_utc(
+    pages: FlaskClient, archive: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "America/New_York")
+        time.tzset()
+        archive.updated = "20261124T000000"
+        assert "Studies with an image since (UTC)" in read(pages, "replay")
+        assert "1 missing" in read(pages, "replay?since=2026-11-24", "admin")
+        archive.updated = "20261123T235959"
+        assert "1 missing" not in read(pages, "replay?since=2026-11-24", "admin")
+    time.tzset()
 
 
 @pytest.mark.parametrize("day", ["", "2026-13-45", "0000-00-00", "yesterday", "9999-99-99"])

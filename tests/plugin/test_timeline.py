@@ -1,4 +1,4 @@
-"""The way of a job as steps, and as a picture that squeezes nothing."""
+"""The way of a job as steps, and as a staircase that squeezes nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from segnode_contract.ledger.view import Job, JobRow, RunRow, StageTime
-from segnode_plugin.web.staircase import picture_of
+from segnode_plugin.web.staircase import staircase_of
 from segnode_plugin.web.timeline import Step, steps_of
 
 ROW = JobRow(
@@ -89,6 +89,13 @@ def test_a_run_that_failed_is_marked_and_the_wait_for_the_next_one_shown() -> No
     assert [step.run for step in found if step.name == "fetch"] == [1, 2]
 
 
+def test_days_until_images_came_again_are_no_wait_for_a_next_try() -> None:
+    found = steps(run(1, 131.0, ("fetch", 1.0)), run(2, 9000.0, ("fetch", 1.0)))
+    names = [step.name for step in found]
+    assert "until images came again" in names
+    assert "until the next try" not in names
+
+
 def test_what_goes_on_lasts_until_now() -> None:
     going = run(1, 131.0, ("fetch", 2.0), ("infer", None), outcome=None, ended_at=None)
     last = steps(going, now=150.0, state="running")[-1]
@@ -150,31 +157,31 @@ def test_many_runs_are_shown_as_one_before_the_newest() -> None:
     assert {step.run for step in steps(*runs, whole=True) if step.run} == set(range(1, 12))
 
 
-def test_hours_of_waiting_leave_half_of_the_picture_to_seconds_of_work() -> None:
+def test_hours_of_waiting_leave_half_of_the_staircase_to_seconds_of_work() -> None:
     found = steps(
         run(1, 40_000.0, ("fetch", 1.0), ("infer", 3.0)),
         first_instance_at=0.0,
         last_instance_at=20_000.0,
         created_at=30_000.0,
     )
-    picture = picture_of(found)
-    work = sum(bar.width for bar in picture.bars if bar.step.kind in ("fetch", "infer"))
-    waits = sum(bar.width for bar in picture.bars) - work
+    drawn = staircase_of(found)
+    work = sum(stair.width for stair in drawn.stairs if stair.step.kind in ("fetch", "infer"))
+    waits = sum(stair.width for stair in drawn.stairs) - work
     assert work >= waits * 0.95
-    broken = [bar.step.name for bar in picture.bars if bar.broken]
+    broken = [stair.step.name for stair in drawn.stairs if stair.broken]
     assert broken == [
         "first to last image",
         "quiet period, decision",
         "until it came into the queue",
     ]
-    fetch, infer = picture.bars[-2:]
+    fetch, infer = drawn.stairs[-2:]
     assert infer.width == pytest.approx(3 * fetch.width, rel=0.01)
 
 
 def test_short_waits_are_drawn_to_scale_too() -> None:
-    picture = picture_of(steps(run(1, 131.0, ("fetch", 60.0))))
-    assert not picture.broken
-    arriving, quiet = picture.bars[:2]
+    drawn = staircase_of(steps(run(1, 131.0, ("fetch", 60.0))))
+    assert not drawn.broken
+    arriving, quiet = drawn.stairs[:2]
     assert arriving.width == pytest.approx(2 * quiet.width, rel=0.01)
 
 
@@ -182,20 +189,20 @@ def test_milliseconds_of_work_do_not_break_a_wait_of_a_second() -> None:
     found = steps(
         run(1, 131.0, ("fetch", 0.004)), first_instance_at=119.5, created_at=120.5, not_before=130.0
     )
-    assert [bar.step.name for bar in picture_of(found).bars if bar.broken] == [
+    assert [stair.step.name for stair in staircase_of(found).stairs if stair.broken] == [
         "until it came into the queue"
     ]
 
 
-def test_bars_and_words_stay_within_the_picture() -> None:
+def test_stairs_and_words_stay_within_the_picture() -> None:
     runs = [run(n, 100.0 + 100 * n, ("fetch", 0.001), ("infer", 900.0)) for n in range(1, 5)]
-    picture = picture_of(steps(*runs))
-    for bar in picture.bars:
-        assert bar.width > 0
-        assert bar.x + bar.width <= picture.width - 100
-        assert 0 < bar.words_x < picture.width - 90
-    assert picture.height == len(picture.bars) * picture.row
+    drawn = staircase_of(steps(*runs))
+    for stair in drawn.stairs:
+        assert stair.width > 0
+        assert stair.x + stair.width <= drawn.width - 100
+        assert 0 < stair.words_x < drawn.width - 90
+    assert drawn.height == len(drawn.stairs) * drawn.row
 
 
-def test_a_job_without_any_step_has_an_empty_picture() -> None:
-    assert picture_of([]).bars == ()
+def test_a_job_without_any_step_has_an_empty_staircase() -> None:
+    assert staircase_of([]).stairs == ()

@@ -308,13 +308,17 @@ def test_ohif_shows_the_first_routes_overlay_at_once(
         viewer.open_study(jobs[0].study_uid)
         viewer.wait_for_overlay()
         viewer.screenshot("road-phantom")
-        assert [name.split(" ", 1)[1] for name in viewer.segment_names()] == [
+        names = [name.split(" ", 1)[1] for name in viewer.segment_names()]
+        assert names[:5] == [
             "Body in field of view",
             "Gas and lung within the body",
             "Adipose tissue",
             "Lean soft tissue",
             "Bone",
         ]
+        # the second route's is listed below it, and off
+        assert names[5:7] == ["Right lung", "Left lung"]
+        assert viewer.marks() == ["AI, unverified, research use\nct-tissue 1.0.0"]
         assert viewer.external == []
         assert viewer.failed == []
 

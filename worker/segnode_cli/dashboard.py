@@ -24,12 +24,12 @@ from segnode_contract.errors import (
 )
 from segnode_contract.events import EventLines, log_events
 from segnode_contract.ledger import Ledger
-from segnode_contract.settings import Settings, load_connections, load_settings
+from segnode_contract.settings import Connections, Settings, load_connections, load_settings
 from segnode_plugin.service import Service
 from segnode_plugin.web import by_hand
 from segnode_plugin.web.app import create_app
-from segnode_plugin.web.health import Health, health_of
 from segnode_plugin.web.login import Login
+from segnode_plugin.web.servers import servers_of
 from segnode_plugin.web.site import Site
 
 _HERE = "127.0.0.1"
@@ -66,17 +66,18 @@ def serve_dashboard(data: Path, port: int) -> None:
     except LedgerUnavailable as error:
         say(f"{error.sentence} The pages say so until it does.")
     with closing(_listening(port)) as listening, closing(Ledger(url)) as ledger:
+        servers = servers_of(ledger, settings, _connections(variables))
         site = Site(
             ledger=ledger,
             settings=settings,
             trouble=lambda: _ALONE,
             parts=Path(variables.get("SEGNODE_PARTS") or PARTS),
-            health=_health(settings, variables),
+            servers=servers,
         )
         server = create_server(
             Login(_pages(site, opening), passwords), sockets=[listening], **_SERVER
         )
-        Service([site.health.tick] if site.health else []).start()
+        Service([servers.tick]).start()
         say(f"dashboard  http://{_HERE}:{listening.getsockname()[1]}/segnode/")
         say(f"log in as  {', '.join(passwords)}; the passwords are those of `segnode up`")
         say("Ctrl-C ends it")
@@ -110,10 +111,10 @@ def _pages(site: Site, opening: Opening) -> Flask:
     return app
 
 
-def _health(settings: Settings, variables: Mapping[str, str]) -> Health | None:
-    """Return what looks at the servers, None where the variables name the ledger alone."""
+def _connections(variables: Mapping[str, str]) -> Connections | None:
+    """Return where the servers are, None where the variables name the ledger alone."""
     try:
-        return health_of(load_connections(variables), settings.limits)
+        return load_connections(variables)
     except SettingsError:
         return None
 

@@ -24,6 +24,7 @@ from segnode_contract.destination import Destination
 from segnode_contract.errors import SegnodeError, SetupError
 from segnode_contract.ledger import Ledger, LedgerView
 from segnode_contract.settings import MODELS, load_settings
+from segnode_contract.workers import SILENT_S
 from segnode_models.registry import offer_of
 from segnode_models.trust import pinned_models
 from segnode_plugin.notice import trial as trial_of
@@ -31,9 +32,6 @@ from segnode_plugin.telling import Channel, channels
 from segnode_worker.archive import trust_in
 from segnode_worker.receivers import receiver_of
 from segnode_worker.sandbox import why_not
-
-_SILENT_S = 60.0
-"""A worker speaks more often than this."""
 
 Check = Callable[[], str]
 
@@ -254,7 +252,7 @@ def _worker(known: dict[str, str]) -> str:
     view = LedgerView(ledger)
     workers, now = view.workers(), view.now()
     ledger.close()
-    alive = [worker for worker in workers if now - worker.seen_at < _SILENT_S]
+    alive = [worker for worker in workers if now - worker.seen_at < SILENT_S]
     if not alive:
         raise SetupError("No worker says that it lives; segnode up starts one.")
     for worker in alive:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from segnode_cli.node import read_environment
 from segnode_cli.show import say
 from segnode_contract.card import Card
 from segnode_contract.errors import SetupError
 from segnode_contract.form import form_of
 from segnode_contract.identity import job_key
-from segnode_contract.job import Stage
+from segnode_contract.job import JobState, Stage
+from segnode_contract.ledger import Ledger, LedgerView
 from segnode_contract.settings import Settings
 from segnode_models.registry import offer_of
 from segnode_worker.archive import result_uids
@@ -37,7 +39,7 @@ def segment_folder(path: Path, model: str, out: Path, settings: Settings, data: 
     Raises
     ------
     SetupError
-        If there is no series, or more than one.
+        If there is no series, or more than one, or its result was withdrawn at that node.
     UnknownModel
         If there is no such model.
     """
@@ -56,6 +58,7 @@ def segment_folder(path: Path, model: str, out: Path, settings: Settings, data: 
         parameters={},
         form=form,
     )
+    _check_not_withdrawn(data, key)
     models = settings.models
     service = ModelService(models=folder, memory_mb=models.memory_mb, sandbox=models.sandbox)
     service.start()
@@ -84,6 +87,24 @@ def segment_folder(path: Path, model: str, out: Path, settings: Settings, data: 
     for withheld in made.findings.withheld:
         say(f"segment {withheld.segment} is left out: {withheld.reason}")
     return str(out)
+
+
+def _check_not_withdrawn(data: Path, key: str) -> None:
+    """Refuse to give a result again the UIDs of one that was withdrawn at the node in `data`."""
+    url = read_environment(data).get("SEGNODE_LEDGER_URL")
+    if url is None:
+        return
+    ledger = Ledger.open(url)
+    try:
+        newest, state = LedgerView(ledger).states({key}).get(key, (key, ""))
+    finally:
+        ledger.close()
+    if state == JobState.WITHDRAWN or newest != key:
+        raise SetupError(
+            f"The result of this model on these images was withdrawn at the node in {data} (job "
+            f"{key[:12]}), and its UIDs are not used again. `segnode retry {newest[:12]}` makes it "
+            "anew there."
+        )
 
 
 def _the_series(archive: FolderArchive, card: Card, path: Path) -> tuple[str, str]:

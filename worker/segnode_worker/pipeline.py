@@ -199,6 +199,7 @@ def _store(
     """
     kept = archive.fetch_instance(claim.study_uid, made.series_uid, made.instance_uid)
     if kept is None:
+        work.check(claim)  # what was withdrawn or cancelled meanwhile must not come after that
         try:
             archive.store(claim.study_uid, made.data)
         except StoreRefused:

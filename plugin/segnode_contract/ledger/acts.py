@@ -134,13 +134,13 @@ class ActLedger:
         Returns
         -------
         list of str
-            Keys of those jobs of which a series is known to intake.
+            Keys of those jobs of which a series is known to intake, in the archive that it reads.
         """
-        rows = self._series_of(keys)
         intake = IntakeLedger(self._ledger)
-        for archive_id in sorted({row.archive_id for row in rows}):
-            again = {row.orthanc_id for row in rows if row.archive_id == archive_id}
-            intake.reopen(archive_id, again, actor)
+        here = intake.newest_archive()
+        rows = [row for row in self._series_of(keys) if row.archive_id == here]
+        if here and rows:
+            intake.reopen(here, {row.orthanc_id for row in rows}, actor)
         found = list(dict.fromkeys(row.key for row in rows))
         said = "its series are decided again"
         with self._ledger.write() as connection:

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from sqlalchemy import Connection, delete, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.engine import Ledger
+from segnode_contract.ledger.upsert import inserted
 from segnode_contract.standing import News, Standing, Step, overdue, plan
 from segnode_contract.troubles import Trouble
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldAlert:
-    """An alert that holds."""
-
-    name: str
-    sentence: str
-    since: float
-    untold: tuple[str, ...]
-    """Channels that could not tell of it: ``email``, ``webhook``."""
 
 
 class AlertLedger:
@@ -33,25 +22,17 @@ class AlertLedger:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def alerts(self, quiet_s: float) -> list[HeldAlert]:
-        """Return the alerts that hold, the oldest first; none where nobody is to be told."""
+    def held(self, quiet_s: float) -> dict[str, tuple[str, ...]]:
+        """Return the alerts that hold by name, and the channels that could not tell of each."""
         with self._ledger.read() as connection:
             now = connection.execute(select(now_s())).scalar_one()
             rows = _rows(connection)
-        held: dict[str, dict[str, Standing]] = {}
+        found: dict[str, tuple[str, ...]] = {}
         for (name, channel), alert in rows.items():
             if alert.over_at is None:
-                held.setdefault(name, {})[channel] = alert
-        found = [
-            HeldAlert(
-                name=name,
-                sentence=next(iter(by.values())).sentence,
-                since=min(alert.raised_at for alert in by.values()),
-                untold=tuple(c for c, alert in by.items() if overdue(alert, now, quiet_s)),
-            )
-            for name, by in held.items()
-        ]
-        return sorted(found, key=lambda each: (each.since, each.name))
+                late = (channel,) if overdue(alert, now, quiet_s) else ()
+                found[name] = found.get(name, ()) + late
+        return found
 
     def keep(self, channels: Sequence[str]) -> None:
         """Forget what was to be told by channels that there are no more."""
@@ -125,8 +106,7 @@ def _of(connection: Connection, channel: str, *, locked: bool = False) -> dict[s
 
 def _begin(connection: Connection, channel: str, trouble: Trouble, now: float) -> None:
     """Make an alert's row where there is none: what is not there cannot be locked."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    row = dialect.insert(schema.alert).values(
+    row = inserted(connection, schema.alert).values(
         name=_key(trouble.name, channel), sentence=trouble.sentence, raised_at=now
     )
     connection.execute(row.on_conflict_do_nothing())

@@ -275,7 +275,10 @@ class IntakeLedger:
         with self._ledger.write() as connection:
             queue(connection, archive_id, job)
             key = newest(connection, job.key)
-            key = run_anew(connection, key, actor) or key
+            anew = run_anew(connection, key, actor)
+            if anew:  # where the images lie now, and as urgent as it was asked for
+                queue(connection, archive_id, job)
+            key = anew or key
             record(connection, key, actor, "by hand", f"model {job.model}", person=True)
             return key
 

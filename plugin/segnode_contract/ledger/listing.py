@@ -60,8 +60,14 @@ class JobListing:
         return LedgerView(self._ledger).rows(_ordered(select(schema.job).where(key.in_(some))))
 
     def keys(self, wanted: Wanted, most: int) -> list[str]:
-        """Return the keys of the jobs, `most` of them at most; newest first."""
+        """Return the keys of the jobs, `most` of them at most; newest first.
+
+        Withdrawn ones are meant only where that state is asked for: made anew with many others,
+        the same model on the same images would bring the same wrong results back.
+        """
         query = _ordered(select(schema.job.c.key).where(_meant(wanted))).limit(most)
+        if wanted.state != JobState.WITHDRAWN:
+            query = query.where(schema.job.c.state != JobState.WITHDRAWN)
         with self._ledger.read() as connection:
             return list(connection.scalars(query))
 

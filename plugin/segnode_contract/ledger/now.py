@@ -12,13 +12,13 @@ from segnode_contract.ledger import schema
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.listing import distinct
 
-_RUNNING = 100
+MOST_RUNNING = 100
 """So many running jobs at most are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queued:
-    """The queued jobs of one priority."""
+    """The queued jobs of one priority; `since` in seconds since 1970 by the ledger's clock."""
 
     priority: str
     count: int
@@ -28,7 +28,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A job in a worker's hands."""
+    """A job in a worker's hands; times in seconds since 1970 by the ledger's clock."""
 
     key: str
     model: str
@@ -52,7 +52,7 @@ class Ended:
 
     done: int
     failed: int
-    """Those that are dead among them."""
+    dead: int
 
 
 class NowView:
@@ -93,7 +93,7 @@ class NowView:
             .join(run, run.c.job_key == job.c.key)
             .where(job.c.state == JobState.RUNNING, run.c.ended_at.is_(None))
             .order_by(run.c.id)
-            .limit(_RUNNING)
+            .limit(MOST_RUNNING)
         )
         with self._ledger.read() as connection:
             rows = connection.execute(query).all()
@@ -110,13 +110,12 @@ class NowView:
         job = schema.job
 
         # not by WHERE, nor grouped: SQLite would read the index of states then, whole
-        def number(*states: JobState) -> ColumnElement[int]:
-            return func.coalesce(func.sum(case((job.c.state.in_(states), 1), else_=0)), 0)
+        def number(state: JobState) -> ColumnElement[int]:
+            count = func.sum(case((job.c.state == state, 1), else_=0))
+            return func.coalesce(count, 0).label(state)
 
-        query = select(
-            number(JobState.DONE).label("done"),
-            number(JobState.FAILED, JobState.DEAD).label("failed"),
-        ).where(job.c.updated_at >= since)
+        states = (JobState.DONE, JobState.FAILED, JobState.DEAD)
+        query = select(*map(number, states)).where(job.c.updated_at >= since)
         with self._ledger.read() as connection:
             return Ended(**connection.execute(query).one()._asdict())
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, and_, func, select
 
+from segnode_contract.job import JobState
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.engine import Ledger
 
@@ -38,6 +39,28 @@ def _built_on(connection: Connection, key: str) -> list[JobLink]:
     for row in rows:
         found += [JobLink(**row._asdict()), *_built_on(connection, row.key)]
     return found
+
+
+def withdrawn_before(ledger: Ledger, key: str) -> list[JobLink]:
+    """Return withdrawn jobs of the same model on the same images that are no revisions of this one.
+
+    With other settings, or another version of the writer, a job has a key of its own, and its
+    result may have the same fault.
+    """
+    job, same = schema.job, schema.job.alias()
+    query = (
+        select(job.c.key, job.c.state, job.c.model, job.c.model_version, job.c.revision)
+        .join(same, and_(same.c.series_uids == job.c.series_uids, same.c.model == job.c.model))
+        .where(
+            same.c.key == key,
+            job.c.base_key != same.c.base_key,
+            job.c.content == same.c.content,
+            job.c.state == JobState.WITHDRAWN,
+        )
+        .order_by(job.c.created_at, job.c.key)
+    )
+    with ledger.read() as connection:
+        return [JobLink(**row._asdict()) for row in connection.execute(query)]
 
 
 def changed(ledger: Ledger, key: str) -> tuple[float | None, int | None, float | None]:

@@ -37,6 +37,7 @@ def queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
         "route_rank": job.route_rank,
         "lane": job.lane,
         "priority": int(job.priority),
+        "builds_on": job.builds_on,
         "model_version": job.model_version,
         "modality": job.modality,
         "first_instance_at": job.first_instance_at,
@@ -46,12 +47,14 @@ def queue(connection: Connection, archive_id: str, job: NewJob) -> bool:
     if job.builds_on:
         _hurry(connection, job.builds_on, job.priority)
     columns = [table.c[name] for name in (*place, "state", "error_code")]
-    known = connection.execute(select(*columns).where(table.c.key == job.key)).first()
+    # the job that it builds on is locked before any other, as by who ends that one
+    state = _first_state(connection, job)
+    # locked: who withdraws it meanwhile must not be overruled
+    mine = select(*columns).where(table.c.key == job.key).with_for_update()
+    known = connection.execute(mine).first()
     if known is not None and not _comes_back(connection, job, known, place):
         _hurry(connection, job.key, job.priority)
         return False
-    # the job that it builds on is locked before any other, as by who ends that one
-    state = _first_state(connection, job)
     _supersede_others(connection, job, place)
     fresh = {
         "state": state,
@@ -209,11 +212,14 @@ def _supersede_others(connection: Connection, job: NewJob, place: Mapping[str, o
 def supersede(connection: Connection, key: str, why: str) -> None:
     """Say that a job no longer counts, nor what was built on it; a worker at it notices."""
     job = schema.job
-    connection.execute(
+    superseded = connection.execute(
         update(job)
-        .where(job.c.key == key)
+        # it may have been withdrawn since it was read
+        .where(job.c.key == key, job.c.state.in_(_REPLACED))
         .values(state=JobState.SUPERSEDED, lease_owner=None, lease_until=None, updated_at=now_s())
     )
+    if superseded.rowcount == 0:
+        return
     _end_run(connection, key)
     record(connection, key, "intake", "superseded", why)
     builds_on_it = and_(job.c.builds_on == key, job.c.state.in_(_REPLACED))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, Row, exists, select, update
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, exists, select, update
 
 from segnode_contract.identity import revised
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
+from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.events import record
 
-WITHDRAWABLE = (JobState.DONE, JobState.SUPERSEDED)
-"""States of a job whose result may lie in the archive."""
+WITHDRAWABLE = (JobState.DONE, JobState.SUPERSEDED, *OPEN_STATES, *RETRIED)
+"""States of a job whose result, or a part of it, may lie in the archive: one that failed at its
+confirmation, say, or whose images came again."""
 SHORTEST, LONGEST = 5, 500
 """Characters of a reason."""
-_WITH_IT = (*WITHDRAWABLE, *OPEN_STATES, *RETRIED)
 _MAY_BE_DONE = (JobState.DONE, *OPEN_STATES, *RETRIED)
 
 
@@ -48,38 +51,53 @@ def withdraw(connection: Connection, key: str, actor: str, reason: str) -> list[
     """
     job, result = schema.job, schema.result
     has_result = exists().where(result.c.job_key == key)
-    changed = connection.execute(
-        update(job)
-        .where(job.c.key == key, job.c.state.in_(WITHDRAWABLE), ~job.c.shadow, has_result)
-        .values(state=JobState.WITHDRAWN, updated_at=now_s())
-    )
-    if changed.rowcount == 0:
+    if not _end(connection, key, ~job.c.shadow, has_result):
         return []
     record(connection, key, actor, str(JobState.WITHDRAWN), reason, person=True)
     return [key, *_withdraw_built_on(connection, key, actor)]
 
 
 def _withdraw_built_on(connection: Connection, key: str, actor: str) -> list[str]:
-    job, run = schema.job, schema.run
+    job = schema.job
     found: list[str] = []
-    built_on = select(job.c.key).where(job.c.builds_on == key, job.c.state.in_(_WITH_IT))
-    for child in connection.scalars(built_on).all():
-        connection.execute(
-            update(job)
-            .where(job.c.key == child)
-            .values(
-                state=JobState.WITHDRAWN, lease_owner=None, lease_until=None, updated_at=now_s()
-            )
-        )
-        connection.execute(
-            update(run)
-            .where(run.c.job_key == child, run.c.ended_at.is_(None))
-            .values(ended_at=now_s(), outcome=str(JobState.WITHDRAWN))
-        )
-        why = f"with job {key}, on which it builds"
-        record(connection, child, actor, str(JobState.WITHDRAWN), why, person=True)
-        found += [child, *_withdraw_built_on(connection, child, actor)]
+    for child in connection.scalars(select(job.c.key).where(job.c.builds_on == key)).all():
+        if _end(connection, child):
+            record(connection, child, actor, str(JobState.WITHDRAWN), _with(key), person=True)
+            found += [child, *_withdraw_built_on(connection, child, actor)]
     return found
+
+
+def _end(connection: Connection, key: str, *conditions: ColumnElement[bool]) -> bool:
+    """Withdraw one job, also from a worker that is at it; return whether it could be."""
+    job, run = schema.job, schema.run
+    changed = connection.execute(
+        update(job)
+        .where(job.c.key == key, job.c.state.in_(WITHDRAWABLE), *conditions)
+        .values(state=JobState.WITHDRAWN, lease_owner=None, lease_until=None, updated_at=now_s())
+    )
+    if changed.rowcount == 0:
+        return False
+    connection.execute(
+        update(run)
+        .where(run.c.job_key == key, run.c.ended_at.is_(None))
+        .values(ended_at=now_s(), outcome=str(JobState.WITHDRAWN))
+    )
+    return True
+
+
+def _with(key: str) -> str:
+    return f"with job {key}, on which it builds"
+
+
+def can_run_anew(ledger: Ledger, key: str) -> bool:
+    """Return whether `run_anew` would make a job, as things stand."""
+    job = schema.job
+    with ledger.read() as connection:
+        row = connection.execute(select(job).where(job.c.key == key)).first()
+        if row is None:
+            return False
+        first = connection.execute(_first(connection, row.builds_on)).first()
+        return _may_run_anew(connection, row, first)
 
 
 def run_anew(connection: Connection, key: str, actor: str) -> str | None:
@@ -93,29 +111,38 @@ def run_anew(connection: Connection, key: str, actor: str) -> str | None:
     """
     job = schema.job
     builds_on = connection.scalar(select(job.c.builds_on).where(job.c.key == key))
-    first = _first(connection, builds_on) if builds_on else None
+    # locked, so that it cannot be done unseen before this one waits for it, and before this one, as
+    # by who ends or withdraws it
+    first = connection.execute(_first(connection, builds_on or "").with_for_update()).first()
     row = connection.execute(select(job).where(job.c.key == key).with_for_update()).first()
-    if row is None or row.state != JobState.WITHDRAWN or newest(connection, row.base_key) != key:
-        return None
-    if builds_on and (first is None or first.state not in _MAY_BE_DONE):
-        return None
-    if _taken(connection, row):
+    if row is None or not _may_run_anew(connection, row, first):
         return None
     waits = first is not None and first.state != JobState.DONE
     return _next(connection, row, first.key if first else "", actor, waits=waits)
 
 
-def _first(connection: Connection, key: str) -> Row | None:  # type: ignore[type-arg] # key, state
-    """Return the newest revision of the job that another builds on.
+def _may_run_anew(connection: Connection, row: Row[Any], first: Row[Any] | None) -> bool:
+    """Return whether a job can be made anew.
 
-    Locked, so that it cannot be done unseen before the other waits for it, and before the other, as
-    by who ends or withdraws it.
+    Parameters
+    ----------
+    row
+        Of the job table.
+    first
+        Key and state of the job that it builds on, None for none.
     """
+    if row.state != JobState.WITHDRAWN or newest(connection, row.base_key) != row.key:
+        return False
+    if row.builds_on and (first is None or first.state not in _MAY_BE_DONE):
+        return False
+    return not _taken(connection, row)
+
+
+def _first(connection: Connection, key: str) -> Select[Any]:
+    """Return what asks for key and state of the newest revision of a job that another builds on."""
     job = schema.job
-    first = newest(connection, _base_of(connection, key))
-    return connection.execute(
-        select(job.c.key, job.c.state).where(job.c.key == first).with_for_update()
-    ).first()
+    first = newest(connection, _base_of(connection, key)) if key else ""
+    return select(job.c.key, job.c.state).where(job.c.key == first)
 
 
 def _base_of(connection: Connection, key: str) -> str:
@@ -123,7 +150,7 @@ def _base_of(connection: Connection, key: str) -> str:
     return connection.scalar(select(job.c.base_key).where(job.c.key == key)) or key
 
 
-def _taken(connection: Connection, row: Row) -> bool:  # type: ignore[type-arg] # of the job table
+def _taken(connection: Connection, row: Row[Any]) -> bool:
     job = schema.job
     other = (
         select(job.c.key)
@@ -142,7 +169,7 @@ def _taken(connection: Connection, row: Row) -> bool:  # type: ignore[type-arg] 
 
 def _next(
     connection: Connection,
-    row: Row,  # type: ignore[type-arg] # of the job table
+    row: Row[Any],
     builds_on: str,
     actor: str,
     *,
@@ -185,10 +212,21 @@ def _next(
     # one that came after the withdrawal waits for a result that would never be
     connection.execute(
         update(job)
-        .where(job.c.builds_on == row.key, job.c.state == JobState.WAITING)
+        .where(
+            job.c.builds_on == row.key,
+            job.c.state.in_((JobState.WAITING, JobState.SUPERSEDED, *RETRIED)),
+        )
         .values(builds_on=key, updated_at=now_s())
     )
-    withdrawn = select(job).where(job.c.builds_on == row.key, job.c.state == JobState.WITHDRAWN)
+    event = schema.event
+    with_it = exists().where(
+        event.c.job_key == job.c.key,
+        event.c.kind == str(JobState.WITHDRAWN),
+        event.c.detail == _with(row.key),
+    )
+    withdrawn = select(job).where(
+        job.c.builds_on == row.key, job.c.state == JobState.WITHDRAWN, with_it
+    )
     for child in connection.execute(withdrawn).all():
         if newest(connection, child.base_key) == child.key and not _taken(connection, child):
             _next(connection, child, key, actor, waits=True)

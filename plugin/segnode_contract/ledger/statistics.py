@@ -66,9 +66,11 @@ class JobLine:
     route: str
     priority: str
     modality: str
+    revision: int
     created_at: float
-    seconds: float | None
-    """From the last image to the result confirmed."""
+    last_instance_at: float
+    confirmed_at: float | None
+    """When the last object of its result was."""
     error_code: str | None
 
 
@@ -166,13 +168,14 @@ class Statistics:
     def jobs(self, days: range, limit: int) -> Iterator[JobLine]:
         """Return the jobs made on these days, the newest first."""
         job, result = schema.job, schema.result
-        names = [name for name in JobLine.__dataclass_fields__ if name != "seconds"]
+        names = [name for name in JobLine.__dataclass_fields__ if name != "confirmed_at"]
         confirmed = select(func.max(result.c.confirmed_at)).where(
             result.c.job_key == job.c.key, job.c.state == JobState.DONE
         )
-        seconds = confirmed.scalar_subquery() - job.c.last_instance_at
         query = (
-            select(*(job.c[name] for name in names), seconds.label("seconds"))
+            select(
+                *(job.c[name] for name in names), confirmed.scalar_subquery().label("confirmed_at")
+            )
             .where(job.c.created_at >= days[0] * DAY_S)
             .order_by(job.c.created_at.desc(), job.c.key)
             .limit(limit)

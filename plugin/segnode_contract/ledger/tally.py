@@ -9,11 +9,11 @@ import math
 from collections.abc import Collection, Mapping
 
 from sqlalchemy import Connection, exists, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from segnode_contract.job import Claim, JobState, Priority
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import day_of, now_s
+from segnode_contract.ledger.upsert import inserted
 
 LATENCY = "latency"
 """From the last image to the result confirmed, beside the stages by their names."""
@@ -99,8 +99,7 @@ def _latency(connection: Connection, key: str) -> float | None:
 def _count(connection: Connection, model: str, counted: Mapping[tuple[str, int], int]) -> None:
     day = connection.execute(select(day_of(now_s()))).scalar_one()
     table = schema.tally
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    more = dialect.insert(table)
+    more = inserted(connection, table)
     statement = more.on_conflict_do_update(
         index_elements=list(table.primary_key),
         set_={"count": table.c.count + more.excluded.count},

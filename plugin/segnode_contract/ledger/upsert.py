@@ -1,4 +1,4 @@
-"""Insert or update in one statement, in both dialects: two writers must not both insert."""
+"""Insert or else update, in both dialects and in one statement: two must not both insert."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Table
 from sqlalchemy.dialects import postgresql, sqlite
+
+
+def inserted(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """Return an ``INSERT`` that may say what is done where the row is there already."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
 
 
 def upsert(
@@ -26,6 +33,5 @@ def upsert(
     at_first
         Written only where the row is new.
     """
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).values({**key, **values, **(at_first or {})})
+    statement = inserted(connection, table).values({**key, **values, **(at_first or {})})
     connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=dict(values)))

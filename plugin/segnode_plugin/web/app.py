@@ -22,7 +22,7 @@ from segnode_plugin.web import (
 from segnode_plugin.web.guard import guard
 from segnode_plugin.web.overlays import overlay_pages
 from segnode_plugin.web.site import Site
-from segnode_plugin.web.timing import bars, duration, iso, total_s
+from segnode_plugin.web.timing import bars, duration, iso, stage_name, took_s
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -55,7 +55,7 @@ def create_app(site: Site, blueprints: Iterable[Blueprint] = ()) -> Flask:
     # whoever serves us writes one line; Flask's own would hold the error's text, a name maybe
     app.config["PROPAGATE_EXCEPTIONS"] = True
     app.context_processor(lambda: {"node": site.settings.node.name, "blueprints": app.blueprints})
-    for each in (iso, duration, total_s):
+    for each in (iso, duration, took_s, stage_name):
         app.add_template_filter(each)
     app.add_template_global(bars)
     app.jinja_env.globals["archived"] = site.archive is not None

@@ -23,11 +23,13 @@ _DONE = {
     "replay": "The series of {jobs} decided again",
 }
 _NOT = {
-    "retry": "with {others} there was nothing to try again",
+    "retry": (
+        "with {others} there was nothing to try again, or a newer job has its place, or what it "
+        "builds on is withdrawn"
+    ),
     "cancel": "{others} had ended, or had begun to store a result",
     "replay": "of {others} intake knows no series",
 }
-_HIGHEST = 10**6
 
 
 def act(site: Site, what: str) -> Redirect | Response | str:
@@ -93,5 +95,4 @@ def _back(found: Asked, what: str, keys: Sequence[str], changed: Sequence[str]) 
 
 
 def _number(text: str | None) -> int:
-    digits = text if text and text.isascii() and text.isdigit() and len(text) < 9 else "0"
-    return min(int(digits), _HIGHEST)
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 7 else 0

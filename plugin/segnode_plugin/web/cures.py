@@ -23,25 +23,20 @@ _OURS = (
     "This is a fault of segnode and not of the images. Report it with the version and the job's "
     "key; nothing wrong was stored. Retry once: what depended on the moment may pass."
 )
-_SETTINGS = "Mend what the sentence names in segnode.toml or the environment, and start again."
 _WAIT = "The job is tried again by itself. "
-_GIVEN_UP = " It is not tried again by itself any more: retry it once the cause is gone."
-_ARCHIVE = (
-    _WAIT + "If it lasts, see whether Orthanc runs and has room on its disk; the first page says "
-    "how it is."
-)
 _PEER = (
     "The result itself is in the archive. Mend the destination or its table in segnode.toml, "
-    "then retry the delivery."
+    "then send it on again."
 )
-_PEER_LATER = (
-    "The result itself is in the archive; sending it on is repeated by itself. If it lasts, see "
-    "whether the destination runs and takes us."
+_PEER_AWAY = (
+    "The result itself is in the archive. See whether the destination runs and takes us, then "
+    "send it on again."
 )
 _WORKER = (
-    "See the log of that worker: often the machine had not enough memory. Where other series work, "
-    "retry this one once; if it takes its worker down again, cancel it and report it."
+    "See the log of that worker: often the machine had not enough memory. Where other series work "
+    "and this one takes its worker down each time, report it."
 )
+_MEMORY = "Give the worker more memory or a larger GPU, or start it with fewer children."
 
 _OF_SERIES = (
     *("unsuitable-series", "modality", "multi-frame", "sop-class", "no-pixel-data", "photometric"),
@@ -51,7 +46,7 @@ _OF_SERIES = (
 )
 _OF_IMAGES = (
     *("broken-instance", "not-dicom", "too-complex", "bad-uid", "bad-attribute", "frame-groups"),
-    *("undecodable", "pixel-format", "pixel-frames", "pixel-size", "truncated", "no-dicom"),
+    *("undecodable", "pixel-format", "pixel-frames", "pixel-size", "truncated"),
     "duplicate-instance",
 )
 _OF_ROUTES = ("wrong-roles", "wrong-prior", "other-frame", "apart")
@@ -63,7 +58,7 @@ _OF_PEERS = (
     *("object-refused", "sop-class-refused", "destination-unknown", "peer-password"),
     *("peer-certificate", "peer-address", "peer-settings", "peer-rejected"),
 )
-_OF_PEERS_LATER = ("peer-unavailable", "peer-busy", "sender-lost", "object-missing")
+_OF_PEERS_AWAY = ("peer-unavailable", "peer-busy", "sender-lost")
 
 _CURES = {
     **dict.fromkeys(_OF_SERIES, _ANOTHER_SERIES),
@@ -71,55 +66,55 @@ _CURES = {
     **dict.fromkeys(_OF_ROUTES, _MEND_ROUTE),
     **dict.fromkeys(_OF_MODELS, _MODEL),
     **dict.fromkeys(_OF_PEERS, _PEER),
-    **dict.fromkeys(_OF_PEERS_LATER, _PEER_LATER),
-    **dict.fromkeys(("archive-unavailable", "archive-address"), _ARCHIVE),
-    **dict.fromkeys(("proof-failed", "internal", "error"), _OURS),
-    **dict.fromkeys(("settings", "setup", "folder", "no-folder"), _SETTINGS),
+    **dict.fromkeys(_OF_PEERS_AWAY, _PEER_AWAY),
+    **dict.fromkeys(("proof-failed", "internal"), _OURS),
     **dict.fromkeys(("worker-lost", "model-process-died"), _WORKER),
-    "transient": _WAIT + "If it lasts, see the worker's log.",
-    "permanent": _OURS,
-    "archive-certificate": (
-        _WAIT + "Give the workers the archive's certificate in SEGNODE_ARCHIVE_CERTIFICATE."
+    "archive-unavailable": (
+        "See whether Orthanc runs and has room on its disk; the first page says how it is."
     ),
-    "picture-refused": "Bring worker and Orthanc's plugin to one version; results are not touched.",
-    "broker-unavailable": _WAIT + "If it lasts, start Redis; no job is lost without it.",
-    "ledger-unavailable": _WAIT + "If it lasts, see whether the database runs and has room.",
-    "ledger-schema": "Bring all parts of the node to one version, and start Orthanc first.",
+    "archive-address": (
+        "Give the workers the address of the archive's DICOMweb root in SEGNODE_ARCHIVE_URL."
+    ),
+    "archive-certificate": (
+        "Give the workers the archive's certificate in SEGNODE_ARCHIVE_CERTIFICATE."
+    ),
+    "archive-password": (
+        "Give the workers a user that the archive knows, and that may store there, in "
+        "SEGNODE_ARCHIVE_USER and SEGNODE_ARCHIVE_PASSWORD."
+    ),
+    "ledger-unavailable": "See whether the database runs and has room.",
     "series-changed": (
         "Images came or went while the job was made. If more came, the new content has a job of "
-        "its own already: see the study's page. If some were deleted, send them again, then retry."
+        "its own already: see the study's page. If some were deleted, send them again."
     ),
     "images-changed": (
         "Images were replaced by others under the same UIDs, which DICOM forbids, and this result "
         "is of the first ones. See which are right. If it is those of now, withdraw the result and "
         "make it anew."
     ),
-    "prior-missing": _WAIT + "See the job that it builds on: this one needs its result.",
+    "prior-missing": "See the job that it builds on: this one needs its result.",
     "prior-withheld": (
         "The model it builds on left the segment out on purpose, so there is nothing to build on. "
         "Trying again gives the same; that job's page says why."
     ),
     "model-busy": (
-        _WAIT + "If it lasts, jobs come faster than the model works: add a worker with a GPU, or "
-        "move routes that can wait to background."
+        "Jobs come faster than the model works: add a worker with a GPU, or move routes that can "
+        "wait to background."
     ),
     "model-needs-gpu": "Start a worker on a machine with a GPU for this lane, then retry.",
     "model-time-limit": (
         "The model ran longer than its card allows and was stopped. See whether its GPU is there "
         "and free; with a series of unusual size, retry once when the machine is idle."
     ),
-    "stage-time-limit": "See whether disk and archive are slow, by the stages above; then retry.",
+    "stage-time-limit": "See whether disk and archive are slow, by the stages below; then retry.",
     "model-untrusted": (
         "The model's files were changed since an administrator added them. Compare with where they "
         "came from, and add them again with segnode models add; then retry."
     ),
     "extra-missing": "Install the extra that the sentence names on the worker, then retry.",
     "unknown-model": "Start a worker that has this model; the page Models says which are there.",
-    "out-of-memory": _WAIT + "Next it takes the model's smaller memory profile.",
-    "memory-exhausted": (
-        "Give the worker more memory or a larger GPU, or start it with fewer children; then retry."
-    ),
-    "spool-full": _WAIT + "Make room on the worker's disk; nothing is stored half.",
+    **dict.fromkeys(("out-of-memory", "memory-exhausted"), _MEMORY),
+    "spool-full": "Make room on the worker's disk; nothing is stored half.",
     "store-refused": (
         "See Orthanc's log for why it did not take the result: storage, its size limit, a plugin. "
         "Mend that, then retry."
@@ -128,28 +123,22 @@ _CURES = {
         "The archive holds other content under the UID of this result. See what stored it there; "
         "delete it if it is wrong, then retry."
     ),
-    "not-told": (
-        "Alerts could not be sent: see whether the mail server or webhook of [alerts] in "
-        "segnode.toml answers. They are told once it does."
+    "object-missing": (
+        "The archive lacks what is to be sent on: segnode verify says what. Send such images "
+        "again; a result that is gone is made anew once it is withdrawn."
     ),
-    "lease-lost": "Nothing has to be done: another worker has the job, or somebody ended it.",
 }
 
-_UNKNOWN = "See the worker's log for this job's key; retry once the cause is mended."
+_UNKNOWN = "See the worker's log for this job's key."
 
 
-def cure_of(code: str, *, given_up: bool = False) -> str:
+def cure_of(code: str, *, again: bool = False) -> str:
     """Return what to do about an error, in some sentences.
 
     Parameters
     ----------
-    given_up
-        Whether the job was tried again, and is not any more.
+    again
+        Whether the job is tried again by itself.
     """
     cure = _CURES.get(code, _UNKNOWN)
-    return cure.removeprefix(_WAIT) + _GIVEN_UP if given_up else cure
-
-
-def is_known(code: str) -> bool:
-    """Return whether there is a cure of its own for a code."""
-    return code in _CURES
+    return _WAIT + cure if again else cure

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from flask import Blueprint, Response, abort, render_template, request
 
-from segnode_contract.ledger.statistics import ActRow, Statistics
+from segnode_contract.ledger.statistics import Statistics
 from segnode_contract.ledger.tally import LATENCY
-from segnode_plugin.web.columns import ENDS, picture_of
 from segnode_plugin.web.days import RANGES, asked_days, day_text
-from segnode_plugin.web.plots import Times, plot_of, times_of
+from segnode_plugin.web.days_chart import ENDS, chart_of
+from segnode_plugin.web.plots import plot_of
 from segnode_plugin.web.site import Site
 from segnode_plugin.web.spreadsheet import Cell, csv_text, download
-from segnode_plugin.web.timing import iso
+from segnode_plugin.web.timing import Times, counts_from, iso, times_of
 
 _ACTS = 50
 """So many acts of people make a page."""
@@ -64,7 +64,7 @@ def _history(statistics: Statistics) -> str:
         ranges=RANGES,
         stand=stand,
         totals=[(state, sum(each.get(state, 0) for each in stand.values())) for state in ENDS],
-        picture=picture_of(days, stand),
+        chart=chart_of(days, stand),
         took=took,
         drawn=plot_of(days, took, _LINES),
         failures=failures,
@@ -109,15 +109,12 @@ def _failure_rows(statistics: Statistics, days: range) -> Iterable[Iterable[Cell
 
 def _act_rows(statistics: Statistics, days: range) -> Iterable[Iterable[Cell]]:
     for act in statistics.acts(days, _ACTS_IN_A_FILE):
-        yield _act(act)
-
-
-def _act(act: ActRow) -> list[Cell]:
-    return [iso(act.at), act.actor, act.kind, act.detail, act.job_key]
+        yield [iso(act.at), act.actor, act.kind, act.detail, act.job_key]
 
 
 def _job_rows(statistics: Statistics, days: range) -> Iterable[Iterable[Cell]]:
     for job in statistics.jobs(days, JOBS_IN_A_FILE):
+        since, what = counts_from(job)
         yield [
             job.key,
             job.state,
@@ -127,7 +124,8 @@ def _job_rows(statistics: Statistics, days: range) -> Iterable[Iterable[Cell]]:
             job.priority,
             job.modality,
             iso(job.created_at),
-            _rounded(job.seconds),
+            None if job.confirmed_at is None else _rounded(job.confirmed_at - since),
+            what,
             job.error_code,
         ]
 
@@ -146,7 +144,7 @@ _SHEETS = {
     "jobs": Sheet(
         head=(
             *("job", "state", "model", "version", "route", "priority", "modality"),
-            *("created (UTC)", "last image to result (s)", "error code"),
+            *("created (UTC)", "result after (s)", "counted from", "error code"),
         ),
         rows=_job_rows,
     ),

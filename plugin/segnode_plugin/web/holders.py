@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from segnode_contract.ledger.view import WorkerRow
-
-SILENT_S = 90.0
-"""A worker speaks more often than this."""
+from segnode_contract.workers import SILENT_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +39,3 @@ def holders(workers: Iterable[WorkerRow]) -> list[Holder]:
         for worker in workers
         for one in (worker.report or {}).get("loaded", ())
     ]
-
-
-def host_of(worker: str) -> str:
-    """Return the machine that a worker is named for; its name has a process in it as well."""
-    return worker.split("/", 1)[0]

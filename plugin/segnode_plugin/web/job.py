@@ -13,17 +13,18 @@ from segnode_contract.card import Card
 from segnode_contract.destination import DeliveryState
 from segnode_contract.findings import Findings
 from segnode_contract.job import OPEN_STATES, RETRIED, JobState
-from segnode_contract.ledger.one_job import built_on, changed
-from segnode_contract.ledger.revisions import WITHDRAWABLE
+from segnode_contract.ledger.one_job import built_on, changed, withdrawn_before
+from segnode_contract.ledger.revisions import WITHDRAWABLE, can_run_anew
 from segnode_contract.ledger.view import EventRow, Job
 from segnode_plugin.web.archived import pictures_of, series_named
 from segnode_plugin.web.bulk import outcome
 from segnode_plugin.web.colour import colours_of
 from segnode_plugin.web.cures import cure_of
 from segnode_plugin.web.fresh import answer, tag_of
+from segnode_plugin.web.inputs import inputs_of
 from segnode_plugin.web.measured import table_of
 from segnode_plugin.web.site import Site
-from segnode_plugin.web.staircase import picture_of
+from segnode_plugin.web.staircase import staircase_of
 from segnode_plugin.web.timeline import steps_of
 from segnode_plugin.web.timing import confirmed_words
 
@@ -91,7 +92,6 @@ def _moving(site: Site, found: Job) -> dict[str, Any]:
     findings = Findings.from_json(job.findings) if job.findings else Findings()
     card = _card(site, found)
     names = {segment.number: segment.label for segment in card.segments} if card else {}
-    revisions = view.revisions(job.base_key)
     sending = any(d.state in _ON_ITS_WAY for d in found.deliveries)
     return {
         "job": job,
@@ -99,20 +99,26 @@ def _moving(site: Site, found: Job) -> dict[str, Any]:
         "runs": found.runs,
         "events": lines_of(found.events),
         "deliveries": found.deliveries,
+        "send_cures": {
+            d.destination: cure_of(d.error_code)
+            for d in found.deliveries
+            if d.state == DeliveryState.FAILED and d.error_code
+        },
         "words": site.words(job.study_uid),
         "found": table_of(findings, names),
         "limitations": findings.limitations,
         "pictures": pictures_of(site.archive, job.objects),
         "confirmed": confirmed_words(job),
-        "timeline": picture_of(steps_of(found, now)),
+        "timeline": staircase_of(steps_of(found, now)),
         "steps": steps_of(found, now, whole=True)[-_STEPS:],
         "cure": _cure(found),
         "ends": [e for e in found.events if e.kind == job.state][-1:],
         "deleted": [e for e in found.events if e.kind == "deleted"],
         "with_it": built_on(site.ledger, job.key) if job.state == JobState.WITHDRAWN else [],
-        "revisions": revisions,
-        "follow": job.state in OPEN_STATES or (job.state == JobState.DONE and sending),
-        "can": _can(found, is_newest=revisions[-1:] == [_as_revision(found)]),
+        "withdrawn_before": withdrawn_before(site.ledger, job.key),
+        "revisions": view.revisions(job.base_key),
+        "goes_on": job.state in OPEN_STATES or (job.state == JobState.DONE and sending),
+        "can": _can(site, found),
         "links": {o.series_uid: series_named(site.archive, o.series_uid) for o in job.objects},
         "has_archive": site.archive is not None,
         "now": now,
@@ -124,17 +130,17 @@ def _cure(found: Job) -> str:
     job = found.row
     if not job.error_code or job.state not in (*OPEN_STATES, JobState.FAILED, JobState.DEAD):
         return ""
-    return cure_of(job.error_code, given_up=job.state == JobState.DEAD)
+    return cure_of(job.error_code, again=job.state in OPEN_STATES)
 
 
-def _can(found: Job, *, is_newest: bool) -> dict[str, bool]:
+def _can(site: Site, found: Job) -> dict[str, bool]:
     """Return what the job's state lets people do, whatever their roles."""
     job = found.row
     return {
         "retry": job.state in RETRIED,
         "cancel": job.state in OPEN_STATES,
         "withdraw": job.state in WITHDRAWABLE and bool(job.objects) and not job.shadow,
-        "anew": job.state == JobState.WITHDRAWN and is_newest,
+        "anew": job.state == JobState.WITHDRAWN and can_run_anew(site.ledger, job.key),
         "send": any(d.state == DeliveryState.FAILED for d in found.deliveries),
         "replay": job.state not in OPEN_STATES,
     }
@@ -143,16 +149,11 @@ def _can(found: Job, *, is_newest: bool) -> dict[str, bool]:
 def _fixed(site: Site, found: Job) -> dict[str, Any]:
     """Return what stays as it is: what came in, and the model."""
     card = _card(site, found)
-    uids = found.row.series_uids
     return {
-        "inputs": [(uid, series_named(site.archive, uid)) for uid in uids],
+        "inputs": inputs_of(site.archive, found.row.series_uids),
         "card": card,
         "colours": colours_of(card) if card else {},
     }
-
-
-def _as_revision(found: Job) -> tuple[int, str, str]:
-    return found.row.revision, found.row.key, found.row.state
 
 
 def _card(site: Site, found: Job) -> Card | None:

@@ -22,13 +22,13 @@ from segnode_contract.ledger import Ledger, LedgerView
 from segnode_contract.ledger.now import NowView
 from segnode_contract.ledger.statistics import Buckets, Statistics
 from segnode_contract.ledger.tally import EVER, LATENCY, OUTCOMES, seconds_of
-from segnode_plugin.web.holders import SILENT_S, host_of
+from segnode_contract.workers import SILENT_S, machine_of
 from segnode_plugin.web.site import Site
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 """What every Prometheus reads."""
 _BOUNDS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
-_MB = 1_000_000
+_MB = 1 << 20
 _SILENT = "silent"
 _STATES = ("ready", "no-space", "no-model", _SILENT)
 """Of workers: as they say, or that they say nothing."""
@@ -103,7 +103,7 @@ class Numbers(Collector):
             states[state] = states.get(state, 0) + 1
             free_mb = (worker.report or {}).get("free_mb")
             if lives and free_mb is not None:
-                host = host_of(worker.name)
+                host = machine_of(worker.name)
                 free[host] = min(free.get(host, free_mb * _MB), free_mb * _MB)
         yield _gauge("segnode_workers", "Workers of the last day.", "state", _all(_STATES, states))
         yield _gauge(

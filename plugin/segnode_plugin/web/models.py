@@ -12,11 +12,13 @@ from segnode_contract.card import Card
 from segnode_contract.job import JobState, Stage
 from segnode_contract.ledger.statistics import Buckets, ModelRow, Statistics
 from segnode_contract.ledger.tally import LATENCY, OUTCOMES
+from segnode_contract.workers import SILENT_S
 from segnode_plugin.web.colour import colours_of
 from segnode_plugin.web.days import RANGES, asked_days, day_text
 from segnode_plugin.web.holders import Holder, alive, holders
-from segnode_plugin.web.plots import Times, plot_of, times_of
+from segnode_plugin.web.plots import plot_of
 from segnode_plugin.web.site import Site
+from segnode_plugin.web.timing import Times, times_of
 
 _DAYS = 30
 """What the list counts."""
@@ -147,11 +149,11 @@ def _versions(site: Site, rows: Sequence[ModelRow]) -> dict[str, list[Version]]:
     for row in rows:
         version = Version(
             row=row,
-            offered=now - row.announced_at < site.settings.limits.lease_s,
+            offered=now - row.announced_at < SILENT_S,
             holders=tuple(h for h in held if h.model == row.name and h.digest == row.digest[:12]),
         )
         found.setdefault(row.name, []).append(version)
-    # as intake takes them: what no worker offers counts where there is no other only
+    # much as intake takes them: what no worker offers counts where there is no other only
     return {name: sorted(each, key=lambda v: not v.offered) for name, each in found.items()}
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flask import Blueprint, Response, jsonify, render_template
 
-from segnode_contract.destination import failed_hint
-from segnode_contract.ledger import LedgerView
 from segnode_contract.ledger.alerts import AlertLedger
-from segnode_contract.ledger.now import NowView
+from segnode_contract.ledger.now import MOST_RUNNING, NowView
 from segnode_contract.ledger.view import WorkerRow
+from segnode_contract.troubles import LOST, Trouble
 from segnode_plugin.web import holders
 from segnode_plugin.web.fresh import answer, tag_of
-from segnode_plugin.web.health import Reading
+from segnode_plugin.web.servers import Reading
 from segnode_plugin.web.site import Site
+from segnode_plugin.web.timing import age
 
 _LACKS = {"ready": "does not offer every model"}
+_NOBODY = "No worker says that it lives; jobs wait until one does. `segnode up` starts workers."
+_BEAT_S = 10.0
+_ROOM_MB = 100
+"""About what the page shows: tenths of a GB."""
 _HOUR_S = 3600.0
 _DAY_S = 86400.0
 _MINUTE_S = 60.0
@@ -41,27 +47,17 @@ def pages(site: Site) -> Blueprint:
     return blueprint
 
 
-def age(seconds: float) -> str:
-    """Return ``12 s``, ``2 min 05 s``, ``3 h 20 min`` or ``4 d 3 h``, as `segnode.js` does."""
-    whole = max(0, int(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < _HOUR_S:
-        return f"{whole // 60} min {whole % 60:02} s"
-    if whole < _DAY_S:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
 def _answer(site: Site, template: str) -> Response:
     ledger, view = NowView(site.ledger), site.view
     now, workers, trouble = view.now(), view.workers(), site.trouble()
-    readings = site.health.readings if site.health else ()
+    readings = site.servers.readings if site.servers else ()
     alive = {worker.name for worker in holders.alive(workers, now)}
-    alerts = _alerts(site)
-    tag = tag_of(
-        ledger.pulse(), now // _MINUTE_S, workers, sorted(alive), trouble, readings, alerts
-    )
+    notices = [
+        *filter(None, [trouble]),
+        *_notices(site, readings, [worker for worker in workers if worker.name in alive]),
+    ]
+    heard = [_heard(worker) for worker in workers]
+    tag = tag_of(ledger.pulse(), now // _MINUTE_S, heard, sorted(alive), readings, notices)
 
     def render() -> str:
         return render_template(
@@ -73,47 +69,44 @@ def _answer(site: Site, template: str) -> Response:
             running=ledger.running(),
             hour=ledger.ended(now - _HOUR_S),
             day=ledger.ended(now - _DAY_S),
-            yesterday=now - _DAY_S,
+            most_running=MOST_RUNNING,
             workers=workers,
             alive=alive,
             readings=readings,
-            notices=[
-                *filter(None, [trouble]),
-                *alerts,
-                *_notices(view, workers, alive, readings),
-            ],
+            notices=notices,
         )
 
     return answer(tag, render)
 
 
-def _alerts(site: Site) -> list[str]:
-    """Return the alerts that hold, and of each by what it could not be told."""
-    held = AlertLedger(site.ledger).alerts(site.settings.alerts.quiet_s)
-    untold = " It could not be told by {}: Orthanc's log says why, and it is tried again."
+def _heard(worker: WorkerRow) -> WorkerRow:
+    """Return what of a worker is news: a heartbeat alone, or a few megabytes, are none."""
+    report = worker.report or {}
+    room = {"free_mb": report["free_mb"] // _ROOM_MB} if report.get("free_mb") else {}
+    return replace(worker, seen_at=worker.seen_at // _BEAT_S, report={**report, **room})
+
+
+def _notices(site: Site, readings: tuple[Reading, ...], alive: list[WorkerRow]) -> list[str]:
+    """Return what is wrong, a sentence each, and nothing twice."""
+    troubles = site.servers.troubles if site.servers else ()
+    named = {trouble.name for trouble in troubles}
     return [
-        each.sentence + (untold.format(" and ".join(each.untold)) if each.untold else "")
-        for each in held
+        *_told(site, troubles),
+        *(f"{r.name}: {r.words}" for r in readings if not r.good and r.trouble not in named),
+        *([] if alive or LOST in named else [_NOBODY]),
+        *(
+            f"Worker {worker.name} {_LACKS.get(worker.state, 'takes no jobs')}: {worker.detail}"
+            for worker in alive
+            if worker.detail
+        ),
     ]
 
 
-def _notices(
-    view: LedgerView, workers: list[WorkerRow], alive: set[str], readings: tuple[Reading, ...]
-) -> list[str]:
-    said = [f"{reading.name}: {reading.words}" for reading in readings if not reading.good]
-    said += _of_workers([worker for worker in workers if worker.name in alive])
-    hint = failed_hint(view.failed_deliveries())
-    return [*said, hint] if hint else said
-
-
-def _of_workers(alive: list[WorkerRow]) -> list[str]:
-    """Return what keeps workers from taking jobs, a sentence each."""
-    if not alive:
-        return [
-            "No worker says that it lives; jobs wait until one does. `segnode up` starts workers."
-        ]
+def _told(site: Site, troubles: tuple[Trouble, ...]) -> list[str]:
+    """Return the troubles, and of each by what it could not be told."""
+    untold = AlertLedger(site.ledger).held(site.settings.alerts.quiet_s)
+    said = " It could not be told by {}: Orthanc's log says why, and it is tried again."
     return [
-        f"Worker {worker.name} {_LACKS.get(worker.state, 'takes no jobs')}: {worker.detail}"
-        for worker in alive
-        if worker.detail
+        each.sentence + (said.format(" and ".join(by)) if (by := untold.get(each.name)) else "")
+        for each in troubles
     ]

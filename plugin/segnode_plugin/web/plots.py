@@ -1,33 +1,12 @@
-"""What was tallied, as numbers for tables and lines for plots."""
+"""What was tallied, as lines of plots."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from segnode_contract.ledger.statistics import DAY_S, Buckets
-from segnode_contract.ledger.tally import percentile
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Times:
-    """How long something took, in seconds; None where nothing was counted."""
-
-    count: int
-    p50: float | None
-    p95: float | None
-    p99: float | None
-
-
-def times_of(buckets: Buckets) -> Times:
-    """Return the percentiles of what was tallied."""
-    return Times(
-        count=sum(buckets.values()),
-        p50=percentile(buckets, 50),
-        p95=percentile(buckets, 95),
-        p99=percentile(buckets, 99),
-    )
+from segnode_contract.ledger.statistics import DAY_S
+from segnode_plugin.web.timing import Times
 
 
 def plot_of(

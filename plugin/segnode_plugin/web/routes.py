@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Protocol
 
@@ -116,7 +116,7 @@ class RoutePages:
             found = self._replayed(since, first, _STUDIES, _PATIENCE_S)
         return render_template(
             "replay.html",
-            since=since or datetime.now().astimezone() - timedelta(days=1),
+            since=since or datetime.now(UTC) - timedelta(days=1),
             first=first,
             found=found,
             counts=counts(found.rows) if found else [],
@@ -182,11 +182,11 @@ class RoutePages:
 
 
 def _asked(get: Callable[..., str | None]) -> tuple[datetime | None, int]:
-    """Return the day from which on studies are asked for, and the first one of the list."""
+    """Return the day (UTC) from which on studies are asked for, and the first one of the list."""
     day, first = get("since") or "", get("first") or "0"
     try:
-        since = datetime.strptime(day, "%Y-%m-%d").astimezone() if _DAY.fullmatch(day) else None
-    except (ValueError, OverflowError):
+        since = datetime.fromisoformat(f"{day}T00:00Z") if _DAY.fullmatch(day) else None
+    except ValueError:
         since = None
     return since, min(int(first), _MOST) if first.isascii() and first.isdigit() else 0
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from segnode_contract.ledger import ActLedger, Ledger, LedgerView
 from segnode_contract.settings import Settings
-from segnode_plugin.web.health import Health
+from segnode_plugin.web.servers import Servers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +48,8 @@ class Site:
     """Gives what the first page warns of, beside workers; empty for nothing."""
     parts: Path | None = None
     """Folder of the scripts of others, as `setup/front.py` fetched them."""
-    health: Health | None = None
-    """What is known of the servers, looked at in the background."""
+    servers: Servers | None = None
+    """What is known of the servers and of troubles, looked at in the background."""
 
     @property
     def view(self) -> LedgerView:

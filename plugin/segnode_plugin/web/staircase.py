@@ -17,7 +17,7 @@ _LEAST_PX = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
+class Stair:
     """A step as it is drawn, in units of the picture."""
 
     step: Step
@@ -32,10 +32,10 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class Staircase:
     """The steps as bars, one below the other."""
 
-    bars: tuple[Bar, ...]
+    stairs: tuple[Stair, ...]
     width: int
     height: int
     row: int
@@ -43,10 +43,10 @@ class Picture:
     @property
     def broken(self) -> bool:
         """Whether any wait is drawn shorter than it was."""
-        return any(bar.broken for bar in self.bars)
+        return any(stair.broken for stair in self.stairs)
 
 
-def picture_of(steps: Sequence[Step]) -> Picture:
+def staircase_of(steps: Sequence[Step]) -> Staircase:
     """Lay steps out as a staircase.
 
     Work is drawn to scale. A wait is drawn no longer than that all waits together take half of
@@ -59,12 +59,12 @@ def picture_of(steps: Sequence[Step]) -> Picture:
     wanted = [max(each * scale, _LEAST_PX) for each in drawn]
     shrink = min(1.0, (_RIGHT - _LEFT) / max(sum(wanted), 1e-9))
     widths = [width * shrink for width in wanted]
-    bars, x = [], float(_LEFT)
+    stairs, x = [], float(_LEFT)
     for number, (step, width) in enumerate(zip(steps, widths, strict=True)):
         end = x + width
         before = end > _RIGHT - 120 and x > _LEFT + 160
-        bars.append(
-            Bar(
+        stairs.append(
+            Stair(
                 step=step,
                 y=number * _ROW,
                 x=round(x, 1),
@@ -75,7 +75,7 @@ def picture_of(steps: Sequence[Step]) -> Picture:
             )
         )
         x = end
-    return Picture(bars=tuple(bars), width=_WIDTH, height=len(bars) * _ROW, row=_ROW)
+    return Staircase(stairs=tuple(stairs), width=_WIDTH, height=len(stairs) * _ROW, row=_ROW)
 
 
 def _cap(steps: Sequence[Step]) -> float:

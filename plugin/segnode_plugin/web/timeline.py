@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from segnode_contract.job import JobState, Stage
 from segnode_contract.ledger.view import Job, JobRow, RunRow
 from segnode_plugin.by_hand import BY_HAND
-from segnode_plugin.web.timing import duration
+from segnode_plugin.web.timing import duration, stage_name
 
 WAITS = ("arriving", "quiet", "waiting", str(Stage.QUEUED), str(Stage.TURN))
 """Steps in which nothing is worked at: they may last for days."""
@@ -16,8 +16,6 @@ _LEAST_WAIT_S = 0.05
 """Between two steps; shorter ones are the ledger's own work."""
 _IN_FULL = 4
 """So many runs, the newest ones, are drawn stage by stage."""
-
-_NAMES = {str(Stage.TURN): "wait for the model"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +54,7 @@ def steps_of(job: Job, now: float, *, whole: bool = False) -> tuple[Step, ...]:
     """
     row = job.row
     steps = _arrival(row)
-    at, first = row.created_at, True
+    at, first, why = row.created_at, True, "until the next try"
     runs = job.runs if whole else job.runs[-_IN_FULL:]
     earlier = job.runs[: len(job.runs) - len(runs)]
     if earlier:
@@ -65,9 +63,10 @@ def steps_of(job: Job, now: float, *, whole: bool = False) -> tuple[Step, ...]:
     for run in runs:
         began_at = run.stages[0].started_at if run.stages else run.started_at
         if began_at - at > _LEAST_WAIT_S:
-            steps.append(_wait(_why_first(row) if first else "until the next try", at, began_at))
+            steps.append(_wait(_why_first(row) if first else why, at, began_at))
         steps += _of_run(run, now)
         at, first = run.ended_at or now, False
+        why = "until images came again" if run.outcome == "done" else "until the next try"
     return (*steps, *_going_on(row, at, now, first=first))
 
 
@@ -117,8 +116,7 @@ def _of_run(run: RunRow, now: float) -> list[Step]:
         ended_at = run.ended_at
         if stage.seconds is not None:
             ended_at = stage.started_at + stage.seconds
-        name = _NAMES.get(stage.stage, stage.stage)
-        step = _step(name, stage.stage, stage.started_at, ended_at, now)
+        step = _step(stage_name(stage.stage), stage.stage, stage.started_at, ended_at, now)
         steps.append(replace(step, run=run.epoch))
     if steps and run.outcome not in (None, "done"):
         steps[-1] = replace(steps[-1], outcome=run.outcome or "")

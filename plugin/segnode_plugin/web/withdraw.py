@@ -60,7 +60,8 @@ def _withdraw_and_delete(site: Site, found: Job) -> Redirect | str:
     keys = site.acts.withdraw(job.key, _who(), reason)
     if not keys and job.state != JobState.WITHDRAWN:
         return _page(site, found, _why_not(job))
-    left = [key for key in keys or [job.key] if not _delete(site, key, reason)]
+    keys = keys or [job.key, *_withdrawn_with_it(site, job.key)]
+    left = [key for key in keys if not _delete(site, key, reason)]
     if left:
         return _page(
             site,
@@ -69,6 +70,10 @@ def _withdraw_and_delete(site: Site, found: Job) -> Redirect | str:
             "objects may be left). See Orthanc's log, then delete them here again.",
         )
     return redirect(f"/segnode/jobs/{job.key}")
+
+
+def _withdrawn_with_it(site: Site, key: str) -> list[str]:
+    return [each.key for each in built_on(site.ledger, key) if each.state == JobState.WITHDRAWN]
 
 
 def _delete(site: Site, key: str, reason: str) -> bool:

@@ -2,18 +2,11 @@
 "use strict";
 
 (() => {
+  const { duration } = window.segnode;
   const DAY_S = 86400;
   const HEIGHT = 150;
   const STEPS_S = [1, 2, 5, 10, 20].map((step) => step / 100).concat([0.5, 1, 2, 5, 10, 15, 30]);
   const STEPS = [...STEPS_S, ...STEPS_S.slice(6).map((step) => step * 60), ...[1, 2, 6, 12, 24, 72].map((step) => step * 3600)];
-
-  function duration(seconds) {
-    if (seconds < 60) {
-      return `${Number(seconds.toPrecision(3))} s`;
-    }
-    const [size, unit] = seconds < 3600 ? [60, "min"] : [3600, "h"];
-    return `${Number((seconds / size).toFixed(1))} ${unit}`;
-  }
 
   function day(at) {
     return new Date(at * 1000).toISOString().slice(0, 10);
@@ -57,7 +50,7 @@
       },
       axes: [
         axis(figure, { size: 30, space: 70, incrs: [1, 2, 7, 14, 30].map((days) => days * DAY_S), values: (plot, ticks) => ticks.map((tick) => day(tick).slice(5)) }),
-        axis(figure, { size: 70, space: 24, incrs: STEPS, values: (plot, ticks) => ticks.map(duration) }),
+        axis(figure, { size: 90, space: 24, incrs: STEPS, values: (plot, ticks) => ticks.map(duration) }),
       ],
       series: [{}, ...lines.map((each) => line(figure, each))],
       hooks: { setCursor: [tell(figure, lines)] },

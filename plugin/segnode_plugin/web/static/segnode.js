@@ -23,7 +23,13 @@
     }
   }
 
+  // both as timing.py says them
+
   function duration(seconds) {
+    return seconds < 59.95 ? `${seconds.toFixed(seconds < 9.995 ? 2 : 1)} s` : age(Math.round(seconds));
+  }
+
+  function age(seconds) {
     const s = Math.max(0, Math.floor(seconds));
     if (s < 60) {
       return `${s} s`;
@@ -42,10 +48,10 @@
 
   function showAges() {
     const now = Date.now() / 1000 - ahead;
-    for (const age of document.querySelectorAll("[data-at]")) {
-      const words = duration(now - Number(age.dataset.at));
-      if (age.textContent !== words) {
-        age.textContent = words;
+    for (const element of document.querySelectorAll("[data-at]")) {
+      const words = age(now - Number(element.dataset.at));
+      if (element.textContent !== words) {
+        element.textContent = words;
       }
     }
   }
@@ -136,6 +142,7 @@
     }
   });
 
+  window.segnode = { duration }; // for plots.js
   show(document.documentElement);
   setInterval(showAges, 1000);
 })();

@@ -1,4 +1,4 @@
-"""Jobs by day as columns of a picture: a piece for each state."""
+"""Jobs by day as columns of a chart: a piece for each state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GAP = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Jobs of one day and state; `top` and `height` are percent of the picture."""
+    """Jobs of one day and state; `top` and `height` are percent of the chart."""
 
     state: str
     count: int
@@ -33,7 +33,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One day; `left` and `width` are percent of the picture."""
+    """One day; `left` and `width` are percent of the chart."""
 
     day: int
     left: float
@@ -42,14 +42,14 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """All days, and the number of jobs that the picture's upper edge stands for."""
+class Chart:
+    """All days, and the number of jobs that the chart's upper edge stands for."""
 
     top: int
     columns: tuple[Column, ...]
 
 
-def picture_of(days: Sequence[int], stand: Mapping[int, Mapping[str, int]]) -> Picture:
+def chart_of(days: Sequence[int], stand: Mapping[int, Mapping[str, int]]) -> Chart:
     """Lay out the jobs of some days.
 
     Parameters
@@ -59,7 +59,7 @@ def picture_of(days: Sequence[int], stand: Mapping[int, Mapping[str, int]]) -> P
     """
     top = _even(max((sum(each.values()) for each in stand.values()), default=0))
     step = 100 / len(days)
-    return Picture(
+    return Chart(
         top=top,
         columns=tuple(
             Column(

@@ -1,4 +1,4 @@
-"""How the node is: what alerts are decided from."""
+"""How the node is: what troubles are decided from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segnode_contract.ledger.clock import local_hour, now_s
 from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.listing import distinct
 from segnode_contract.settings import Background
-from segnode_contract.troubles import DeadJobs, Health, Waiting, WorkerSeen
+from segnode_contract.troubles import DeadJobs, NodeState, Waiting, WorkerSeen
 
 _ENDED_S = 2.0
 """By then every transaction has ended, so that nothing of that time is seen only later."""
@@ -22,7 +22,7 @@ _FIRST = 100
 """Jobs are taken by age: among so many is the one that waits longest."""
 
 
-def read_health(ledger: Ledger, background: Background, free_mb: float | None) -> Health:
+def read_state(ledger: Ledger, background: Background, free_mb: float | None) -> NodeState:
     """Return how the node was two seconds ago.
 
     Parameters
@@ -35,7 +35,7 @@ def read_health(ledger: Ledger, background: Background, free_mb: float | None) -
     with ledger.read() as connection:
         now = connection.execute(select(now_s())).scalar_one() - _ENDED_S
         undelivered, undelivered_at = _undelivered(connection, now)
-        return Health(
+        return NodeState(
             now=now,
             dead=tuple(_dead(connection, now)),
             undelivered=undelivered,

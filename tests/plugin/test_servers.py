@@ -8,23 +8,28 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from segnode_contract.settings import Connections, Limits
-from segnode_plugin.web.health import Health, Reading, health_of
+from segnode_contract.errors import LedgerUnavailable
+from segnode_contract.ledger import Ledger
+from segnode_contract.settings import Connections, load_settings
+from segnode_contract.troubles import Trouble
+from segnode_plugin.web.servers import Reading, Servers, servers_of
 
 from ..conftest import free_port
+from .pages import CONFIG
 
 SECRET = "SECRET-WORD"
+TROUBLE = Trouble(name="backlog", sentence="Jobs wait.", news_at=0.0)
+AWAY = Ledger("sqlite:///none/none.sqlite")
 
 
-def readings(
-    *, archive: str = "http://127.0.0.1:9/dicom-web", broker: str = "", free_mb: int = 1
-) -> dict[str, Reading]:
-    connections = Connections(
+def connections(archive: str, broker: str = "") -> Connections:
+    return Connections(
         data=Path("/tmp"),
         ledger_url="",
         broker_url=broker or "redis://127.0.0.1:9/0",
@@ -32,10 +37,17 @@ def readings(
         archive_user="",
         archive_password="",
     )
-    health = health_of(connections, Limits(free_mb=free_mb))
-    assert health.readings == ()
-    health.tick()
-    return {reading.name: reading for reading in health.readings}
+
+
+def readings(
+    *, archive: str = "http://127.0.0.1:9/dicom-web", broker: str = "", free_mb: int = 1
+) -> dict[str, Reading]:
+    settings = load_settings(CONFIG)
+    settings = replace(settings, alerts=replace(settings.alerts, free_mb=free_mb))
+    servers = servers_of(AWAY, settings, connections(archive, broker))
+    assert servers.readings == ()
+    servers.tick()
+    return {reading.name: reading for reading in servers.readings}
 
 
 @pytest.fixture
@@ -84,7 +96,7 @@ def test_an_archive_that_says_nothing_is_not_waited_for_long() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         archive = readings(archive=f"http://127.0.0.1:{silent.getsockname()[1]}/")["Archive"]
-        assert not archive.good
+        assert "(TimeoutError)" in archive.words
         assert time.monotonic() - began < 4
 
 
@@ -101,20 +113,12 @@ class Broken:
 
 
 def test_an_archive_that_we_run_in_says_its_version() -> None:
-    connections = Connections(
-        data=Path("/tmp"),
-        ledger_url="",
-        broker_url="redis://127.0.0.1:9/0",
-        archive_url="",
-        archive_user="",
-        archive_password="",
-    )
     for archive, good, words in ((Within(), True, "Orthanc 1.12.11"), (Broken(), False, "fails")):
-        health = health_of(connections, Limits(), archive)
-        health.tick()
-        assert health.readings[0].good is good
-        assert words in health.readings[0].words
-        assert "CANARY" not in health.readings[0].words
+        servers = servers_of(AWAY, load_settings(CONFIG), connections(""), archive)
+        servers.tick()
+        assert servers.readings[0].good is good
+        assert words in servers.readings[0].words
+        assert "CANARY" not in servers.readings[0].words
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +183,31 @@ def test_a_disk_that_fills_up_is_told_with_what_is_wanted() -> None:
     assert "make room" in full.words
 
 
+def test_troubles_are_looked_for_each_ten_seconds_and_kept_while_the_ledger_is_away() -> None:
+    found: list[tuple[Trouble, ...] | LedgerUnavailable] = [
+        (TROUBLE,),
+        LedgerUnavailable("away"),
+        (),
+    ]
+
+    def judge() -> tuple[Trouble, ...]:
+        one = found.pop(0)
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    servers = Servers([], judge)
+    for ago_s, left, troubles in ((0, 2, (TROUBLE,)), (9, 2, (TROUBLE,)), (10, 1, (TROUBLE,))):
+        servers._looked = float("-inf")
+        servers._judged -= ago_s
+        servers.tick()
+        assert (len(found), servers.troubles) == (left, troubles)
+        servers._judged = time.monotonic()
+    servers._looked = servers._judged = float("-inf")
+    servers.tick()
+    assert servers.troubles == ()
+
+
 def test_servers_are_asked_every_five_seconds_only() -> None:
     asked: list[int] = []
 
@@ -186,23 +215,23 @@ def test_servers_are_asked_every_five_seconds_only() -> None:
         asked.append(1)
         return Reading(name="x", good=True, words="")
 
-    health = Health([probe])
+    servers = Servers([probe])
     for _ in range(10):
-        health.tick()
+        servers.tick()
     assert len(asked) == 1
-    health._looked -= 5
-    health.tick()
+    servers._looked -= 5
+    servers.tick()
     assert len(asked) == 2
 
 
 def test_since_when_it_is_so_is_kept_until_it_changes() -> None:
     good = [True]
-    health = Health([lambda: Reading(name="x", good=good[0], words=f"{time.monotonic()}")])
+    servers = Servers([lambda: Reading(name="x", good=good[0], words=f"{time.monotonic()}")])
     seen = []
     for state in (True, True, False):
         good[0] = state
-        health._looked = float("-inf")
-        health.tick()
-        seen.append(health.readings[0].since)
+        servers._looked = float("-inf")
+        servers.tick()
+        seen.append(servers.readings[0].since)
         time.sleep(0.01)
     assert seen[0] == seen[1] < seen[2]

@@ -1,23 +1,29 @@
-"""Whether the servers of the node answer: asked in the background, so that no page waits for it."""
+"""Whether the node's servers answer, and what troubles it: looked at where no page waits for it."""
 
 from __future__ import annotations
 
-import shutil
 import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any, Protocol
 
 import redis
 
-from segnode_contract.settings import Connections, Limits
+from segnode_contract.errors import LedgerUnavailable
+from segnode_contract.ledger import Ledger
+from segnode_contract.ledger.node_state import read_state
+from segnode_contract.settings import Connections, Settings
+from segnode_contract.troubles import SPACE_LOW, Trouble, troubles
+from segnode_plugin.alerting import free_mb_of
+from segnode_plugin.reaching import NoRedirect, reason_of
 
 _EVERY_S = 5.0
+_JUDGES_S = 10.0
 _PATIENCE_S = 2.0
 _LOGIN_WANTED = 401
 
@@ -30,11 +36,14 @@ class Reading:
     good: bool
     words: str
     """What was seen; where it is not good, with what to do."""
+    trouble: str = ""
+    """Name of the trouble that says the same."""
     since: float = 0.0
     """Since when it is good, or is not: seconds since 1970, by this machine's clock."""
 
 
 Probe = Callable[[], Reading]
+Judge = Callable[[], tuple[Trouble, ...]]
 
 
 class System(Protocol):
@@ -43,22 +52,34 @@ class System(Protocol):
     def get(self, uri: str) -> Any: ...
 
 
-class Health:
-    """What the probes saw last; `tick` is to be called from a thread of its own."""
+class Servers:
+    """What was seen last; `tick` is to be called from a thread of its own.
 
-    def __init__(self, probes: Sequence[Probe]) -> None:
+    Parameters
+    ----------
+    judge
+        Says what is wrong with the node as a whole.
+    """
+
+    def __init__(self, probes: Sequence[Probe], judge: Judge = tuple) -> None:
         self._probes = probes
-        self._looked = float("-inf")
+        self._judge = judge
+        self._looked = self._judged = float("-inf")
         self.readings: tuple[Reading, ...] = ()
+        self.troubles: tuple[Trouble, ...] = ()
 
     def tick(self) -> None:
-        """Look again, five seconds after the last time."""
+        """Look again, five seconds after the last time, and judge after ten."""
         if time.monotonic() - self._looked < _EVERY_S:
             return
         self._looked = time.monotonic()
         before = {reading.name: reading for reading in self.readings}
         seen = [probe() for probe in self._probes]
         self.readings = tuple(_dated(reading, before.get(reading.name)) for reading in seen)
+        if self._looked - self._judged >= _JUDGES_S:
+            self._judged = self._looked
+            with suppress(LedgerUnavailable):  # without the ledger no page is shown
+                self.troubles = self._judge()
 
 
 def _dated(reading: Reading, before: Reading | None) -> Reading:
@@ -66,26 +87,41 @@ def _dated(reading: Reading, before: Reading | None) -> Reading:
     return replace(reading, since=before.since if before and lasts else time.time())
 
 
-def health_of(connections: Connections, limits: Limits, archive: System | None = None) -> Health:
-    """Return the health of a node, not looked at yet.
+def servers_of(
+    ledger: Ledger,
+    settings: Settings,
+    connections: Connections | None,
+    archive: System | None = None,
+) -> Servers:
+    """Return the servers of a node, not looked at yet.
 
     Parameters
     ----------
+    connections
+        None where only the ledger is known.
     archive
         The archive that we run in; without one, its address is asked.
     """
+
+    def judge(free_mb: float | None = None) -> tuple[Trouble, ...]:
+        return troubles(read_state(ledger, settings.background, free_mb), settings.alerts)
+
+    if connections is None:
+        return Servers([], judge)
+    room = free_mb_of(connections.data)
 
     def orthanc() -> Reading:
         if archive is not None:
             return _within(archive)
         return _beyond(connections.archive_url, connections.archive_certificate)
 
-    return Health(
+    return Servers(
         [
             orthanc,
             lambda: _broker(connections.broker_url),
-            lambda: _disk(connections.data, limits.free_mb),
-        ]
+            lambda: _disk(room(), settings.alerts.free_mb),
+        ],
+        lambda: judge(room()),
     )
 
 
@@ -102,7 +138,7 @@ def _beyond(url: str, certificate: str) -> Reading:
     """Ask the archive without a login: that it wants one says that it is up."""
     root = url.removesuffix("/").removesuffix("/dicom-web")
     try:
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+        handlers: list[urllib.request.BaseHandler] = [NoRedirect()]
         if certificate:
             trust = ssl.create_default_context(cafile=certificate)
             trust.check_hostname = False  # it is known by itself, whatever name it bears
@@ -115,26 +151,11 @@ def _beyond(url: str, certificate: str) -> Reading:
             said = f"It answers {error.code}: see Orthanc's log."
             return Reading(name="Archive", good=False, words=said)
     except (OSError, HTTPException, ValueError) as error:
-        said = f"It does not answer ({_reason(error)}): is Orthanc running? `segnode up` starts it."
+        said = (
+            f"It does not answer ({reason_of(error)}): is Orthanc running? `segnode up` starts it."
+        )
         return Reading(name="Archive", good=False, words=said)
     return Reading(name="Archive", good=True, words="answers")
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **options: Any) -> None:
-        return None  # where it leads is not what was configured
-
-
-def _reason(error: BaseException) -> str:
-    """Return what the system said; never an address, which may hold a password."""
-    cause: BaseException | None = error
-    while cause is not None:
-        reason = getattr(cause, "reason", None)
-        cause = reason if isinstance(reason, BaseException) else cause
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return type(error).__name__
 
 
 def _broker(url: str) -> Reading:
@@ -152,26 +173,24 @@ def _broker(url: str) -> Reading:
         said = f"It does not take the password in SEGNODE_BROKER_URL. {said}"
         return Reading(name="Redis", good=False, words=said)
     except redis.RedisError as error:
-        said = f"It does not answer ({_reason(error)}). {said}"
+        said = f"It does not answer ({reason_of(error)}). {said}"
         return Reading(name="Redis", good=False, words=said)
     finally:
         client.close()
     return Reading(name="Redis", good=True, words="answers")
 
 
-def _disk(folder: Path, wanted_mb: int) -> Reading:
-    try:
-        free_mb = shutil.disk_usage(folder).free >> 20
-    except OSError as error:
-        said = f"The data folder cannot be read: {error.strerror}."
+def _disk(free_mb: float | None, wanted_mb: int) -> Reading:
+    if free_mb is None:
+        said = "It cannot be read; SEGNODE_DATA names it."
         return Reading(name="Data folder", good=False, words=said)
     free = f"{_gb(free_mb)} free"
     if free_mb < wanted_mb:
         said = f"{free}, {_gb(wanted_mb)} are wanted: make room."
-        return Reading(name="Data folder", good=False, words=said)
+        return Reading(name="Data folder", good=False, words=said, trouble=SPACE_LOW)
     return Reading(name="Data folder", good=True, words=free)
 
 
-def _gb(mb: int) -> str:
+def _gb(mb: float) -> str:
     gb = mb / 1024
     return f"{gb:.1f} GB" if gb < 10 else f"{gb:.0f} GB"
