@@ -33,6 +33,7 @@ from segnode_plugin.web.explorer import extend_explorer
 from segnode_plugin.web.ohif import ohif_pages
 from segnode_plugin.web.pictures import picture_pages
 from segnode_plugin.web.qido import qido_shim
+from segnode_plugin.web.reading import ReadingArchive
 from segnode_plugin.web.routes import RoutePages
 from segnode_plugin.web.servers import servers_of
 from segnode_plugin.web.site import Site
@@ -77,7 +78,7 @@ def start(orthanc: Any) -> None:
     site = Site(
         ledger=ledger,
         settings=settings,
-        archive=archive,
+        archive=ReadingArchive(archive, orthanc.OrthancException),
         trouble=lambda: routes.trouble,
         parts=_folder("SEGNODE_PARTS"),
         servers=servers,

@@ -15,6 +15,7 @@ from segnode_contract.errors import SettingsError
 from segnode_contract.job import JobState, Priority
 from segnode_contract.ledger import LeaseLedger, Ledger, WorkerLedger, schema
 from segnode_contract.ledger.alerts import AlertLedger
+from segnode_contract.ledger.clock import now_s
 from segnode_contract.ledger.node_state import read_state
 from segnode_contract.settings import Background, Limits, load_settings
 from segnode_contract.standing import Standing, plan
@@ -428,3 +429,16 @@ def test_what_could_not_be_told_is_given_back_and_shown(ledger: Ledger) -> None:
     alerts.keep([])
     with ledger.read() as connection:
         assert connection.execute(select(schema.alert)).all() == []
+
+
+def test_what_somebody_had_in_hand_who_ended_is_told_a_minute_later(ledger: Ledger) -> None:
+    with ledger.read() as connection:
+        now = connection.execute(select(now_s())).scalar_one()
+    alerts = AlertLedger(ledger)
+    ended = alerts.telling("email", [DEAD], now, QUIET_S)
+    assert [each.state for each in ended.__enter__()] == ["raised"]  # and never leaves it
+    told = []
+    for later in (30, 70, 80, 4000):
+        with alerts.telling("email", [DEAD], now + later, QUIET_S) as news:
+            told += [(later, each.state) for each in news]
+    assert told == [(70, "raised")]

@@ -20,6 +20,7 @@ from segnode_plugin.web import by_hand
 from segnode_plugin.web.adapter import Adapter
 from segnode_plugin.web.app import create_app
 from segnode_plugin.web.pictures import picture_pages
+from segnode_plugin.web.reading import ReadingArchive
 from segnode_plugin.web.site import Site
 
 echo = Blueprint("echo", __name__, url_prefix="/echo")
@@ -80,7 +81,7 @@ settings = load_settings(Path(os.environ["SEGNODE_CONFIG"]))
 site = Site(
     ledger=Ledger.open(os.environ["SEGNODE_LEDGER_URL"]),
     settings=settings,
-    archive=OrthancArchive(orthanc),
+    archive=ReadingArchive(OrthancArchive(orthanc), orthanc.OrthancException),
 )
 echoing = Flask("echo")  # without the guard, which wants a token
 echoing.register_blueprint(echo)

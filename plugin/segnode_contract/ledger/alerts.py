@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from typing import Any
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, Row, delete, select, update
 
 from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
@@ -14,6 +15,9 @@ from segnode_contract.ledger.engine import Ledger
 from segnode_contract.ledger.upsert import inserted
 from segnode_contract.standing import News, Standing, Step, overdue, plan
 from segnode_contract.troubles import Trouble
+
+_IN_HAND_S = 60.0
+"""Telling takes less."""
 
 
 class AlertLedger:
@@ -49,59 +53,85 @@ class AlertLedger:
     ) -> Iterator[list[News]]:
         """Note what is wrong, and give what `channel` is to tell inside the ``with``.
 
-        Nobody else tells it; an exception inside gives it back. Who ends in the middle of it leaves
-        it untold until the quiet time is over.
+        Nobody else tells it meanwhile; an exception inside gives it back. What somebody had in hand
+        who ended in the middle of it is told again a minute later: twice, perhaps, but never not.
         """
         steps = self._take(channel, {each.name: each for each in found}, now, quiet_s)
+        news = [step.news for step in steps if step.news]
         try:
-            yield [step.news for step in steps if step.news]
+            yield news
         except BaseException:
-            self._give_back(channel, steps, now)
+            self._end(channel, news, now)
             raise
+        self._end(channel, news, now, told_at=now)
 
     def _take(
         self, channel: str, troubles: Mapping[str, Trouble], now: float, quiet_s: float
     ) -> list[Step]:
         with self._ledger.read() as connection:
-            if not plan(_of(connection, channel), troubles, now, quiet_s):
+            standing, mine = _of(connection, channel, troubles, now)
+            if not plan(standing, mine, now, quiet_s):
                 return []
         with self._ledger.write() as connection:
             for name in sorted(troubles):
                 _begin(connection, channel, troubles[name], now)
-            steps = plan(_of(connection, channel, locked=True), troubles, now, quiet_s)
+            standing, mine = _of(connection, channel, troubles, now, locked=True)
+            steps = plan(standing, mine, now, quiet_s)
             for step in steps:
-                _write(connection, channel, step)
+                _write(connection, channel, step, now)
         return steps
 
-    def _give_back(self, channel: str, steps: Sequence[Step], now: float) -> None:
+    def _end(self, channel: str, news: Sequence[News], claimed_at: float, **told: float) -> None:
+        """Let go of what was in hand, told or not."""
         alert = schema.alert
+        if not news:
+            return
         with self._ledger.write() as connection:
-            for step in steps:
-                if step.news is None:
-                    continue
-                ours = (alert.c.name == _key(step.name, channel), alert.c.told_at == now)
-                told_at = step.before.told_at if step.before else None
-                connection.execute(update(alert).where(*ours).values(told_at=told_at))
+            for each in news:
+                ours = (alert.c.name == _key(each.name, channel), alert.c.claimed_at == claimed_at)
+                connection.execute(update(alert).where(*ours).values(claimed_at=None, **told))
 
 
 def _key(name: str, channel: str) -> str:
     return f"{name}/{channel}"
 
 
-def _rows(connection: Connection, *, locked: bool = False) -> dict[tuple[str, str], Standing]:
+def _rows(connection: Connection) -> dict[tuple[str, str], Standing]:
     """Return all alerts by name and channel."""
+    rows = connection.execute(select(schema.alert).order_by(schema.alert.c.name))
+    return {_named(row.name): _standing(row) for row in rows}
+
+
+def _of(
+    connection: Connection,
+    channel: str,
+    troubles: Mapping[str, Trouble],
+    now: float,
+    *,
+    locked: bool = False,
+) -> tuple[dict[str, Standing], dict[str, Trouble]]:
+    """Return the alerts of a channel and the troubles, less what somebody tells just now."""
     query = select(schema.alert).order_by(schema.alert.c.name)
-    rows = connection.execute(query.with_for_update() if locked else query)
-    found = {}
-    for row in rows:
-        name, _, channel = row.name.partition("/")
-        found[name, channel] = Standing(**{**row._asdict(), "name": name})
-    return found
+    standing, mine = {}, dict(troubles)
+    for row in connection.execute(query.with_for_update() if locked else query):
+        name, of = _named(row.name)
+        if of != channel:
+            continue
+        if row.claimed_at is not None and now - row.claimed_at < _IN_HAND_S:
+            mine.pop(name, None)
+        else:
+            standing[name] = _standing(row)
+    return standing, mine
 
 
-def _of(connection: Connection, channel: str, *, locked: bool = False) -> dict[str, Standing]:
-    rows = _rows(connection, locked=locked)
-    return {name: alert for (name, of), alert in rows.items() if of == channel}
+def _named(key: str) -> tuple[str, str]:
+    name, _, channel = key.partition("/")
+    return name, channel
+
+
+def _standing(row: Row[Any]) -> Standing:
+    known = {field.name: getattr(row, field.name) for field in fields(Standing)}
+    return Standing(**known | {"name": _named(row.name)[0]})
 
 
 def _begin(connection: Connection, channel: str, trouble: Trouble, now: float) -> None:
@@ -112,11 +142,14 @@ def _begin(connection: Connection, channel: str, trouble: Trouble, now: float) -
     connection.execute(row.on_conflict_do_nothing())
 
 
-def _write(connection: Connection, channel: str, step: Step) -> None:
+def _write(connection: Connection, channel: str, step: Step, now: float) -> None:
     alert = schema.alert
     row = alert.c.name == _key(step.name, channel)
     if step.after is None:
         connection.execute(delete(alert).where(row))
         return
-    values = asdict(step.after) | {"name": _key(step.name, channel)}
+    values = asdict(step.after) | {"name": _key(step.name, channel), "claimed_at": None}
+    if step.news:
+        told_at = step.before.told_at if step.before else None
+        values |= {"told_at": told_at, "claimed_at": now}
     connection.execute(update(alert).where(row).values(values))

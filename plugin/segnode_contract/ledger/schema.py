@@ -256,4 +256,5 @@ alert = Table(
     Column("raised_at", Double, nullable=False),
     Column("over_at", Double),
     Column("told_at", Double),
+    Column("claimed_at", Double),  # somebody tells it just now
 )

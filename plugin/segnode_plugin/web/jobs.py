@@ -7,6 +7,7 @@ from functools import partial
 
 from flask import Blueprint, Response, render_template, request
 
+from segnode_contract.errors import ArchiveUnavailable
 from segnode_contract.job import JobState
 from segnode_contract.ledger.listing import JobListing, Wanted
 from segnode_contract.ledger.now import NowView
@@ -16,6 +17,7 @@ from segnode_plugin.web.fresh import answer, tag_of
 from segnode_plugin.web.site import Archive, Site, StudyWords
 
 _PER_PAGE = 50
+_MINUTE_S = 60.0
 _LAST_PAGE = 100_000
 _FOUND = 500
 """So many jobs of one search are shown."""
@@ -49,7 +51,8 @@ def pages(site: Site) -> Blueprint:
 def _list(site: Site) -> Response:
     found = asked(request.args.get)
     page = min(max(request.args.get("page", 1, int), 1), _LAST_PAGE)
-    tag = tag_of(NowView(site.ledger).pulse())
+    # and anew each minute: on PostgreSQL a slow transaction may change a job under an older pulse
+    tag = tag_of(NowView(site.ledger).pulse(), site.view.now() // _MINUTE_S)
     return answer(tag, lambda: _listed(site, found, page, tag))
 
 
@@ -79,7 +82,10 @@ def _search(site: Site) -> str:
     trouble = _trouble(site, by, value)
     studies: list[str] = []
     if site.archive and not trouble:
-        studies = _studies(site.archive, by, value)
+        try:
+            studies = _studies(site.archive, by, value)
+        except ArchiveUnavailable as error:
+            trouble = error.sentence
         count = "1 study" if len(studies) == 1 else f"{len(studies)} studies"
         site.acts.note("search", request.remote_user or "", f"by {_NAMES[by]}: {count}")
     wanted = Wanted(studies=tuple(studies))

@@ -63,7 +63,13 @@ class Site:
 
     def words(self, study_uid: str) -> StudyWords | None:
         """Return what people call a study, None where the archive does not have it."""
-        study = self.archive.study(study_uid) if self.archive else None
+        if self.archive is None:
+            return None
+        several = len(self.archive.studies_named(study_uid))
+        if several > 1:  # of two patients, say: one of both names would be wrong
+            said = f"({several} studies in the archive have this UID)"
+            return StudyWords(patient_name=said, description="", accession="")
+        study = self.archive.study(study_uid)
         if study is None:
             return None
         tags = study["MainDicomTags"]

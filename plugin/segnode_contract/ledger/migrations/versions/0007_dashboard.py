@@ -46,5 +46,6 @@ def upgrade() -> None:
         sa.Column("raised_at", sa.Double(), nullable=False),
         sa.Column("over_at", sa.Double(), nullable=True),
         sa.Column("told_at", sa.Double(), nullable=True),
+        sa.Column("claimed_at", sa.Double(), nullable=True),
         sa.PrimaryKeyConstraint("name"),
     )
