@@ -87,7 +87,7 @@ def tab(
 
         page.on("console", lambda message: said(message.type, message.text))
         yield found
-        assert found.dialogs == []
+        assert found.dialogs == [], found.dialogs
 
 
 def overlays(chromium: Browser, node: Node, study_uid: str) -> dict[str, list[dict[str, str]]]:

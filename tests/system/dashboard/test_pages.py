@@ -16,10 +16,13 @@ from ..conftest import need
 from .studies import HOSTILE, set_state
 from .tab import AXE, ROLES, Tab, tab
 
+ALONE = ("now", "jobs", "job", "job-failed", "study", "models", "history")
+"""Pages that show something without Orthanc."""
 
-def addresses_of(done: JobRow, failed: JobRow, queued: str) -> dict[str, str]:
+
+def addresses_of(role: str, done: JobRow, failed: JobRow, queued: str) -> dict[str, str]:
     [series_uid] = done.series_uids
-    return {
+    shown = {
         "now": "/segnode/",
         "jobs": "/segnode/jobs",
         "jobs-failed": "/segnode/jobs?state=failed",
@@ -34,9 +37,12 @@ def addresses_of(done: JobRow, failed: JobRow, queued: str) -> dict[str, str]:
         "models": "/segnode/models",
         "model": "/segnode/models/ct-tissue",
         "history": "/segnode/history",
+    }
+    ask = {
         "by-hand": f"/segnode/series/{series_uid}/run",
         "withdraw": f"/segnode/jobs/{done.key}/withdraw",
     }
+    return shown if role == "viewer" else shown | ask
 
 
 def each_page(seen: Tab, role: str, addresses: dict[str, str]) -> Iterator[str]:
@@ -67,7 +73,7 @@ def test_every_page_is_quiet_whole_and_accessible(
     need(AXE.exists(), f"axe-core is not in {AXE}")
     with tab(chromium, node, role, dark=dark) as seen:
         faults = {}
-        for name in each_page(seen, role, addresses_of(done, failed, queued)):
+        for name in each_page(seen, role, addresses_of(role, done, failed, queued)):
             faults[name] = seen.faults()
             if role == "administrator":
                 seen.look(f"{name}-{'dark' if dark else 'light'}")
@@ -76,24 +82,16 @@ def test_every_page_is_quiet_whole_and_accessible(
 
 
 def test_the_pages_without_orthanc_are_quiet_whole_and_accessible(
-    chromium: Browser, node: Node, done: JobRow, failed: JobRow
+    chromium: Browser, node: Node, done: JobRow, failed: JobRow, queued: str
 ) -> None:
     need(AXE.exists(), f"axe-core is not in {AXE}")
-    addresses = {
-        "now": "/segnode/",
-        "jobs": "/segnode/jobs",
-        "job": f"/segnode/jobs/{done.key}",
-        "job-failed": f"/segnode/jobs/{failed.key}",
-        "study": f"/segnode/studies/{done.study_uid}",
-        "models": "/segnode/models",
-        "history": "/segnode/history",
-    }
+    addresses = addresses_of("operator", done, failed, queued)
     with running(node.data) as alone:
         url = f"http://127.0.0.1:{alone.port}"
         with tab(chromium, node, "operator", url=url) as seen:
             faults = {}
-            for name, path in addresses.items():
-                seen.open(path)
+            for name in ALONE:
+                seen.open(addresses[name])
                 faults[name] = seen.faults()
                 seen.look(f"alone-{name}")
             assert {name: found for name, found in faults.items() if found} == {}
@@ -143,7 +141,9 @@ def test_no_identifier_of_a_patient_stands_in_an_address_a_log_or_a_metric(
     chromium: Browser, node: Node, done: JobRow, failed: JobRow, queued: str
 ) -> None:
     with tab(chromium, node, "administrator") as seen:
-        for _ in each_page(seen, "administrator", addresses_of(done, failed, queued)):
+        for _ in each_page(
+            seen, "administrator", addresses_of("administrator", done, failed, queued)
+        ):
             assert "CANARY" not in seen.page.url
         page = seen.search("patient", HOSTILE["PatientID"])
         expect(page.locator("main")).to_contain_text(done.model)
@@ -184,7 +184,7 @@ def test_a_viewer_is_shown_nothing_that_acts(
 ) -> None:
     with tab(chromium, node, "viewer") as seen:
         page = seen.page
-        for name in each_page(seen, "viewer", addresses_of(done, failed, queued)):
+        for name in each_page(seen, "viewer", addresses_of("viewer", done, failed, queued)):
             actions = page.evaluate(
                 "[...document.querySelectorAll('form[method=post]')].map(f => f.action)"
             )
