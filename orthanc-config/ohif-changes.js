@@ -10,7 +10,7 @@ class Changes {
     this.results = results;
     this.news = news;
     this.screen = screen;
-    this.removed = 0;
+    this.removed = new Set();
   }
 
   /** The ledger's answer on a study is another one. */
@@ -59,6 +59,11 @@ class Changes {
       this.news.failed(result);
       return;
     }
+    if (!this.results.displaySets(result.segs[0]).length) {
+      log('A new result is not in the archive.', result);
+      this.news.failed(result);
+      return;
+    }
     result.segs.forEach(seg => this.results.offered.delete(seg));
     this.screen.choose(result.series, result.segs[0]);
     const shown = this.screen.viewports().some(v => v.images.SeriesInstanceUID === result.series);
@@ -76,8 +81,8 @@ class Changes {
     if (!theirs.length) return;
     theirs.forEach(set => this.remove(set));
     if (!note) return;
-    this.removed += theirs.filter(isSegmentation).length;
-    if (this.removed) this.news.hidden(this.removed);
+    theirs.filter(isSegmentation).forEach(set => this.removed.add(set.SeriesInstanceUID));
+    if (this.removed.size) this.news.hidden(this.removed.size);
   }
 
   /**
@@ -103,7 +108,11 @@ class Changes {
     const { displaySetService, segmentationService } = this.services;
     const uid = set.displaySetInstanceUID;
     this.screen.grid().forEach(({ id }) => this.screen.takeOff(id, [set.SeriesInstanceUID]));
-    if (segmentationService.getSegmentation(uid)) segmentationService.remove(uid);
+    const forget = () =>
+      segmentationService.getSegmentation(uid) && segmentationService.remove(uid);
+    forget();
+    // one that OHIF loads just now it would draw all the same
+    set.loadingPromise?.then(() => setTimeout(forget), () => {});
     displaySetService.deleteDisplaySet(uid);
   }
 }

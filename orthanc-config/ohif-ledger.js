@@ -1,6 +1,7 @@
 /** What segnode's ledger says of the studies that are open. OHIF does not ask again; we do. */
 
 const ASK_EVERY_MS = 5000;
+const ASK_WITHIN_MS = 15000;
 
 const log = (text, detail) => console.warn(`[segnode] ${text}`, detail ?? '');
 
@@ -14,10 +15,12 @@ class Ledger {
    * @param studies gives the Study Instance UIDs that are open
    * @param told is called with {study, before, after} where an answer is another one; `before` is
    *   undefined at a study's first
+   * @param away is called with whether it is away, when that changes
    */
-  constructor(studies, told) {
+  constructor(studies, told, away) {
     this.studies = studies;
     this.told = told;
+    this.away = away;
     this.answers = new Map();
     this.asking = false;
     this.failed = false;
@@ -37,6 +40,7 @@ class Ledger {
     document.removeEventListener('visibilitychange', this.askAgain);
     this.answers.clear();
     this.told = () => {};
+    this.away = () => {};
   }
 
   /** Valid results: [{series_uid, seg_series_uid, model, version, route}], first to show first. */
@@ -56,16 +60,14 @@ class Ledger {
   async ask() {
     if (this.asking) return;
     this.asking = true;
-    try {
-      await Promise.all([...new Set(this.studies())].map(study => this.askOf(study)));
-      this.failed = false;
-    } catch (error) {
-      if (!this.failed) log('The ledger did not say which overlays are valid.', error);
-      this.failed = true;
-      this.late = true;
-    } finally {
-      this.asking = false;
-    }
+    // all of them end before any is asked again, so that no answer overtakes a newer one
+    const asked = [...new Set(this.studies())].map(study => this.askOf(study));
+    const error = (await Promise.allSettled(asked)).find(({ reason }) => reason)?.reason;
+    if (error && !this.failed) log('The ledger did not say which overlays are valid.', error);
+    if (Boolean(error) !== this.failed) this.away(Boolean(error));
+    this.failed = Boolean(error);
+    this.late ||= this.failed;
+    this.asking = false;
   }
 
   async askOf(study) {
@@ -75,6 +77,7 @@ class Ledger {
       {
         credentials: 'same-origin',
         cache: 'no-store',
+        signal: AbortSignal.timeout(ASK_WITHIN_MS),
         headers: before?.etag ? { 'If-None-Match': before.etag } : {},
       }
     );

@@ -56,11 +56,22 @@ class News {
   }
 
   warn(id, title) {
-    this.say(id, title, 'It was withdrawn, or replaced by a newer one.', {
+    this.say(id, title, 'It was withdrawn or replaced, or is being made again.', {
       type: 'warning',
       duration: UNTIL_CLICKED,
       action: { label: 'Understood', onClick() {} },
     });
+  }
+
+  /** Say that nobody knows which results are valid, or take that back. */
+  away(isAway) {
+    if (!isAway) {
+      this.services.uiNotificationService.hide('segnode-away');
+      return;
+    }
+    const warning = { type: 'warning', duration: UNTIL_CLICKED };
+    const said = 'One that is shown or listed may have been withdrawn.';
+    this.say('segnode-away', 'AI results cannot be checked just now', said, warning);
   }
 
   hidden(count) {

@@ -27,7 +27,8 @@ class Overlays {
     this.commands = commandsManager;
     this.ledger = new Ledger(
       () => this.studies(),
-      answer => this.changes.told(answer)
+      answer => this.changes.told(answer),
+      isAway => this.news.away(isAway)
     );
     this.results = new Results(services, this.ledger);
     this.news = new News({ services, extensionManager });
@@ -157,9 +158,16 @@ class Overlays {
     const busy = `${id} ${images.displaySetInstanceUID}`;
     if (this.busy.has(busy)) return;
     this.busy.add(busy);
+    const tried = new Set();
+    // asked anew each time: while one loads another may come
+    const next = () =>
+      this.results
+        .segmentationsOf(images)
+        .find(seg => !tried.has(seg) && !this.drawn(id).includes(seg));
     try {
-      for (const seg of this.results.segmentationsOf(images)) {
-        if (!this.drawn(id).includes(seg)) await this.add(id, images, seg);
+      for (let seg = next(); seg; seg = next()) {
+        tried.add(seg);
+        await this.add(id, images, seg);
       }
     } finally {
       this.busy.delete(busy);
@@ -180,6 +188,7 @@ class Overlays {
       this.showPanel();
     } catch (error) {
       log('A segmentation could not be loaded; it is not shown.', error);
+      this.news.failed({ name: this.results.nameOf(seg), segs: [seg.SeriesInstanceUID] });
     }
   }
 
@@ -234,9 +243,12 @@ class Overlays {
 
   /** OHIF spreads a segmentation to every viewport of the same frame of reference. */
   removeForeign() {
-    for (const { id, images } of this.viewports()) {
+    for (const { id, sets } of this.grid()) {
+      const images = sets.filter(set => set && !set.isOverlayDisplaySet);
+      const series = images.map(set => set.SeriesInstanceUID);
+      if (!series.length) continue;
       this.drawn(id)
-        .filter(seg => seg.referencedSeriesInstanceUID !== images.SeriesInstanceUID)
+        .filter(seg => !sets.includes(seg) && !series.includes(seg.referencedSeriesInstanceUID))
         .forEach(seg => this.removeFrom(id, seg));
     }
   }

@@ -143,16 +143,22 @@ class OrthancArchive:
         deleted = 0
         for uid in instance_uids:
             try:
-                for one in self._named("Instance", uid):
-                    self._orthanc.RestApiDelete(f"/instances/{one}")
-                    deleted += 1
+                deleted += sum(self._delete(one) for one in self._named("Instance", uid))
             except self._orthanc.OrthancException as error:
-                if error.args and error.args[0] in _UNKNOWN_RESOURCE:
-                    continue  # somebody else did
                 raise ArchiveUnavailable(
                     f"Orthanc does not delete the instance {uid}; see its log."
                 ) from error
         return deleted
+
+    def _delete(self, orthanc_id: str) -> bool:
+        """Delete an instance; return whether it was there."""
+        try:
+            self._orthanc.RestApiDelete(f"/instances/{orthanc_id}")
+        except self._orthanc.OrthancException as error:
+            if error.args and error.args[0] in _UNKNOWN_RESOURCE:
+                return False  # somebody else did
+            raise
+        return True
 
     def _named(self, level: str, uid: str) -> list[str]:
         found = json.loads(self._orthanc.RestApiPost("/tools/lookup", uid))

@@ -9,9 +9,12 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from segnode_contract.ledger import Ledger, schema
+from segnode_contract.settings import load_settings
+from segnode_plugin.web import by_hand
 from segnode_plugin.web.reading import ReadingArchive
+from segnode_plugin.web.site import Site
 
-from .pages import Named, client, token
+from .pages import CONFIG, Named, client, token
 from .rows import finish_job, queue_job
 
 
@@ -54,7 +57,16 @@ def test_a_study_that_cannot_be_read_takes_no_page_away(pages: FlaskClient) -> N
         answer = pages.get(f"/segnode/{address}")
         assert answer.status_code == 200, address
         assert "CANARY^NAME" not in answer.text
+        assert "The archive could not be read just now" in answer.text
     assert "&lt;script&gt;" in pages.get("/segnode/jobs").text  # the other study's name
+
+
+def test_what_cannot_be_read_is_not_called_unknown(ledger: Ledger) -> None:
+    archive = ReadingArchive(Broken(), Refused)
+    site = Site(ledger=ledger, settings=load_settings(CONFIG), archive=archive)
+    pages = client(ledger, archive, user="admin", blueprints=[by_hand.pages(site)])
+    answer = pages.get("/segnode/series/1.2.3/run")
+    assert (answer.status_code, "could not be read" in answer.text) == (503, True)
 
 
 def test_a_search_that_fails_is_no_answer_but_is_on_record(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
 from .browser import Picture, Viewer, coloured
 from .viewer_node import ViewerNode
@@ -141,6 +142,7 @@ def test_without_the_ledgers_answer_there_is_no_overlay_but_a_warning(
     assert picture is not None
     assert not coloured(picture).any()
     assert any("ledger" in text for text in viewer.warnings)
+    expect(viewer.notice("AI results cannot be checked just now")).to_be_visible()
 
 
 def test_segmentation_of_another_series_is_refused_even_if_the_ledger_names_it(

@@ -16,8 +16,8 @@ from segnode_contract.ledger.upsert import inserted
 from segnode_contract.standing import News, Standing, Step, overdue, plan
 from segnode_contract.troubles import Trouble
 
-_IN_HAND_S = 60.0
-"""Telling takes less."""
+_IN_HAND_S = 300.0
+"""Telling takes less, also where each step of a mail takes all the time that it may."""
 
 
 class AlertLedger:
@@ -54,7 +54,7 @@ class AlertLedger:
         """Note what is wrong, and give what `channel` is to tell inside the ``with``.
 
         Nobody else tells it meanwhile; an exception inside gives it back. What somebody had in hand
-        who ended in the middle of it is told again a minute later: twice, perhaps, but never not.
+        who ended in the middle of it is told again minutes later: twice, perhaps, but never not.
         """
         steps = self._take(channel, {each.name: each for each in found}, now, quiet_s)
         news = [step.news for step in steps if step.news]

@@ -67,14 +67,14 @@ def _newest(rows: Iterable[Row[Any]]) -> tuple[Overlay, ...]:
     newest: dict[tuple[str, str], str] = {}
     kept: list[tuple[int, Overlay]] = []
     for row in rows:
-        for source in row.series_uids.split("\\"):
-            if newest.setdefault((source, row.model), row.key) == row.key:
-                overlay = Overlay(
-                    series_uid=source,
-                    seg_series_uid=row.series_uid,
-                    model=row.model,
-                    version=row.model_version,
-                    route=row.route,
-                )
-                kept.append((row.route_rank, overlay))
+        source = row.series_uids.partition("\\")[0]  # of several series it lies on the first
+        if newest.setdefault((source, row.model), row.key) == row.key:
+            overlay = Overlay(
+                series_uid=source,
+                seg_series_uid=row.series_uid,
+                model=row.model,
+                version=row.model_version,
+                route=row.route,
+            )
+            kept.append((row.route_rank, overlay))
     return tuple(overlay for _, overlay in sorted(kept, key=lambda one: one[0]))

@@ -216,7 +216,7 @@ def _next(
             job.c.builds_on == row.key,
             job.c.state.in_((JobState.WAITING, JobState.SUPERSEDED, *RETRIED)),
         )
-        .values(builds_on=key, updated_at=now_s())
+        .values(builds_on=key)
     )
     event = schema.event
     with_it = exists().where(

@@ -37,6 +37,7 @@ _HEADERS = {
 _SENTENCES = {
     403: "Your role may not do this, or the page that asked for it is too old: open it again.",
     404: "There is nothing at this address.",
+    503: "The archive could not be read just now; see Orthanc's log, and open this again.",
     405: "This address does not take that; nothing was changed.",
 }
 

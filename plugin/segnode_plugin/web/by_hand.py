@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from flask import Blueprint, abort, redirect, render_template, request
+from flask import Blueprint, abort, g, redirect, render_template, request
 from werkzeug.wrappers import Response as Redirect
 
 from segnode_contract.job import Priority
@@ -67,7 +67,7 @@ def _run(site: Site, uid: str, rules: Rules) -> Redirect | str:
 def _page(site: Site, uid: str, trouble: str = "") -> str:
     archive, facts = _asked(site, uid)
     if archive is not None and facts is None:
-        abort(404)
+        abort(503 if g.get("unread") else 404)
     jobs = _jobs(site, facts) if facts else []
     return render_template(
         "by_hand.html",

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from flask import g, has_app_context
+
 from segnode_contract.errors import ArchiveUnavailable
 from segnode_plugin.web.site import Archive
 
@@ -17,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ReadingArchive:
-    """An archive whose failures to read are logged, and count as nothing there.
+    """An archive whose failures to read are logged, and count as nothing there; pages say so.
 
     Parameters
     ----------
@@ -74,4 +76,6 @@ class ReadingArchive:
             return ask()
         except self.refusal as error:  # its text may quote a DICOM file
             log.warning("archive not read", extra={"error": type(error).__name__})
+            if has_app_context():
+                g.unread = True
             return nothing

@@ -51,12 +51,10 @@ def _withdraw(site: Site, found: Job) -> Redirect | str:
 
 def _withdraw_and_delete(site: Site, found: Job) -> Redirect | str:
     job, reason = found.row, reason_of(request.form.get("reason", ""))
-    if site.archive is None:
-        return _page(site, found, "There is no archive here: nothing was changed.")
-    if request.form.get("confirm", "").strip().lower() != job.key[:_SHOWN]:
-        return _page(site, found, f"Type {job.key[:_SHOWN]} to delete; nothing was changed.")
-    if not reason:
-        return _page(site, found, _why_no_reason())
+    trouble = _why_not_delete(site, job) or ("" if reason else _why_no_reason())
+    if trouble:
+        return _page(site, found, trouble)
+    running = {job.state, *(each.state for each in built_on(site.ledger, job.key))}
     keys = site.acts.withdraw(job.key, _who(), reason)
     if not keys and job.state != JobState.WITHDRAWN:
         return _page(site, found, _why_not(job))
@@ -69,7 +67,22 @@ def _withdraw_and_delete(site: Site, found: Job) -> Redirect | str:
             f"The result is withdrawn, but the archive did not delete all of it ({len(left)} jobs' "
             "objects may be left). See Orthanc's log, then delete them here again.",
         )
+    if JobState.RUNNING in running:
+        return _page(
+            site,
+            job_of(site, job.key),
+            "It is withdrawn and deleted. A worker was at it and may have been storing just then: "
+            "delete it here once more in a minute.",
+        )
     return redirect(f"/segnode/jobs/{job.key}")
+
+
+def _why_not_delete(site: Site, job: JobRow) -> str:
+    if site.archive is None:
+        return "There is no archive here: nothing was changed."
+    if request.form.get("confirm", "").strip().lower() != job.key[:_SHOWN]:
+        return f"Type {job.key[:_SHOWN]} to delete; nothing was changed."
+    return ""
 
 
 def _withdrawn_with_it(site: Site, key: str) -> list[str]:
@@ -98,12 +111,14 @@ def _page(site: Site, found: Job, trouble: str = "") -> str:
     job = found.row
     if job.state not in (*WITHDRAWABLE, JobState.WITHDRAWN) or job.shadow or not job.objects:
         trouble = trouble or _why_not(job)
+    others = built_on(site.ledger, job.key)
     return render_template(
         "withdraw.html",
         job=job,
         words=site.words(job.study_uid),
         open_to=job.state in WITHDRAWABLE and not job.shadow and bool(job.objects),
-        with_it=[each for each in built_on(site.ledger, job.key) if each.state != "withdrawn"],
+        with_it=[each for each in others if each.state != JobState.WITHDRAWN],
+        withdrawn_too=[each for each in others if each.state == JobState.WITHDRAWN],
         sent_to=[each.destination for each in found.deliveries if each.objects],
         has_archive=site.archive is not None,
         shown=_SHOWN,
