@@ -285,6 +285,31 @@ def test_a_newer_result_replaces_the_one_on_the_screen(
     check_nothing_went_wrong(viewer)
 
 
+def test_a_result_that_was_uncertain_for_a_while_comes_back_with_a_click(
+    viewer: Viewer, orthanc_with_viewer: ViewerNode, study: Study
+) -> None:
+    # its images came again: the job runs once more, and confirms the same objects
+    node = orthanc_with_viewer
+    first, *rest = study.overlays()
+    node.say([first, *rest])
+    viewer.open_study(study.study_uid)
+    viewer.wait_for(shows(0, 1))
+    node.say(rest, [study.first_seg.SeriesInstanceUID])
+    off = viewer.notice("AI result markers 1.0 was taken off")
+    expect(off).to_contain_text("is being made again", timeout=ASKED_MS)
+    viewer.wait_for(shows_no_colour)
+
+    node.say([first, *rest])
+
+    notice = viewer.notice("New AI result: markers 1.0")
+    expect(notice).to_be_visible(timeout=ASKED_MS)
+    notice.get_by_role("button", name="Show it").click()
+    viewer.wait_for(shows(0, 1))
+    assert viewer.marks() == [f"{MARK}\nmarkers 1.0"]
+    check_marker(viewer, LEFT_FRONT)
+    check_nothing_went_wrong(viewer)
+
+
 def test_an_offer_is_taken_back_with_its_result(
     viewer: Viewer, orthanc_with_viewer: ViewerNode, study: Study
 ) -> None:
