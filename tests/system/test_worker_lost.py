@@ -217,7 +217,9 @@ def test_an_upgrade_with_a_job_waiting_loses_nothing(
             connection.execute(
                 text(f"update {table} set {column} = 'old' where {column} = :key"), {"key": key}
             )
-        connection.execute(text("update job set model_digest = 'old' where key = 'old'"))
+        connection.execute(
+            text("update job set model_digest = 'old', base_key = 'old' where key = 'old'")
+        )
     supervisor(node, "start", "worker")
     jobs = wait_for_jobs(node, study_uid, lambda jobs: any(job.state == "done" for job in jobs))
     assert sorted(job.state for job in jobs) == ["done", "superseded"]
