@@ -15,14 +15,15 @@ from segnode_contract.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_UID = r"[0-9.]{1,64}"
+UID = r"[0-9.]{1,64}"
+"""What stands for a UID in an address, as a regular expression."""
 _ID = r"[0-9a-f]{8}(-[0-9a-f]{8}){4}"
 _WORKER = ("worker",)
 _PEOPLE = ("viewer", "operator", "administrator")
 _OPERATOR = ("operator", "administrator")
 _ADMIN = ("administrator",)
 _KEY = r"[0-9a-f]{64}"
-_ACTS = rf"/(jobs/[0-9a-f]+/withdraw|series/{_UID}/run)"
+_ACTS = rf"/(jobs/[0-9a-f]+/withdraw|series/{UID}/run)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,19 +41,19 @@ RULES = (
     Rule(
         roles=_WORKER,
         method="GET",
-        path=rf"/dicom-web/studies/{_UID}(/.*)?",
+        path=rf"/dicom-web/studies/{UID}(/.*)?",
         reason="WADO-RS: a job fetches its images and reads its result back.",
     ),
     Rule(
         roles=_WORKER,
         method="POST",
-        path=rf"/dicom-web/studies(/{_UID})?",
+        path=rf"/dicom-web/studies(/{UID})?",
         reason="STOW-RS: a job stores its result.",
     ),
     Rule(
         roles=_WORKER,
         method="POST",
-        path=rf"/segnode/api/pictures/{_UID}/[1-3]",
+        path=rf"/segnode/api/pictures/{UID}/[1-3]",
         reason="A job hands over the key pictures of the result that it stored.",
     ),
     Rule(
@@ -118,7 +119,7 @@ RULES = (
     Rule(
         roles=_OPERATOR,
         method="POST",
-        path=rf"/segnode/replay|/segnode/series/{_UID}/run",
+        path=rf"/segnode/replay|/segnode/series/{UID}/run",
         reason="Starting what a replay shows as missing, or a model by hand.",
     ),
     Rule(

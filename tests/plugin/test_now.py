@@ -357,7 +357,7 @@ def test_any_change_is_sent(pages: FlaskClient, ledger: Ledger) -> None:
 def test_a_heartbeat_alone_is_sent_each_ten_seconds(
     pages: FlaskClient, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segnode_plugin.web.now._MINUTE_S", float("inf"))
+    monkeypatch.setattr("segnode_plugin.web.fresh._MINUTE_S", float("inf"))
     WorkerLedger(ledger, "host/1").seen("ready", "", REPORT)
     now = time.time() // 10 * 10
 

@@ -60,7 +60,7 @@ class AlertLedger:
         news = [step.news for step in steps if step.news]
         try:
             yield news
-        except BaseException:
+        except BaseException:  # whatever ends it, an interrupt too, nobody was told
             self._end(channel, news, now)
             raise
         self._end(channel, news, now, told_at=now)

@@ -8,7 +8,7 @@ from segnode_contract.ledger import schema
 from segnode_contract.ledger.clock import now_s
 
 
-def record(  # a line of the history, in its order
+def record(
     connection: Connection,
     job_key: str | None,
     actor: str,

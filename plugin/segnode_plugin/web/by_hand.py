@@ -11,12 +11,12 @@ from werkzeug.wrappers import Response as Redirect
 from segnode_contract.job import Priority
 from segnode_contract.ledger import IntakeLedger
 from segnode_contract.ledger.view import JobRow
+from segnode_plugin.access import UID
 from segnode_plugin.by_hand import Offer, job_by_hand, offers
 from segnode_plugin.facts import SeriesFacts, series_facts
 from segnode_plugin.route_file import Rules, rules_of
 from segnode_plugin.web.site import Archive, Site
 
-_UID = re.compile(r"[0-9.]{1,64}")
 _PRIORITIES = ("routine", "stat")
 _JOBS = 200
 
@@ -86,7 +86,7 @@ def _page(site: Site, uid: str, trouble: str = "") -> str:
 
 def _asked(site: Site, uid: str) -> tuple[Archive | None, SeriesFacts | None]:
     """Return the archive where there is one, and the series where the archive has it."""
-    if site.archive is None or not _UID.fullmatch(uid):
+    if site.archive is None or not re.fullmatch(UID, uid):
         return site.archive, None
     ids = site.archive.series_named(uid)
     return site.archive, series_facts(site.archive, ids[0]) if ids else None

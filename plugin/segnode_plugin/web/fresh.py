@@ -8,19 +8,25 @@ from collections.abc import Callable
 
 from flask import Response, request
 
+_MINUTE_S = 60.0
 _STARTED = secrets.token_hex(4)
 """A page of an earlier start holds a token that this one does not take."""
 
 
-def tag_of(*shown: object) -> str:
-    """Return the ETag of what a page shows to the user who asks.
+def tag_of(now: float, *shown: object) -> str:
+    """Return the ETag of what a page shows to the user who asks; another one each minute.
+
+    So what counts back from now, or depends on what is not in `shown`, is as old as that at most:
+    on PostgreSQL a slow transaction may change a job under an older pulse.
 
     Parameters
     ----------
+    now
+        Seconds since 1970, by the ledger's clock.
     shown
         What it depends on, cheap to read; the same values have the same `repr`.
     """
-    said = repr((_STARTED, request.remote_user, shown))
+    said = repr((_STARTED, request.remote_user, now // _MINUTE_S, shown))
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 

@@ -28,8 +28,6 @@ from segnode_plugin.web.staircase import staircase_of
 from segnode_plugin.web.timeline import steps_of
 from segnode_plugin.web.timing import confirmed_words
 
-_MINUTE_S = 60.0
-"""What depends on other jobs is so old at most."""
 _KEY = re.compile(r"[0-9a-f]{8,64}")
 _WHOLE_KEY = re.compile(r"\b([0-9a-f]{64})\b")
 _STEPS = 300
@@ -62,7 +60,7 @@ def pages(site: Site) -> Blueprint:
     def live(key: str) -> Response:
         if not _WHOLE_KEY.fullmatch(key):
             abort(404)
-        tag = tag_of(changed(site.ledger, key), site.view.now() // _MINUTE_S)
+        tag = tag_of(site.view.now(), changed(site.ledger, key))
         return answer(
             tag, lambda: render_template("job_live.html", **_moving(site, job_of(site, key)))
         )

@@ -17,7 +17,6 @@ from segnode_plugin.web.fresh import answer, tag_of
 from segnode_plugin.web.site import Archive, Site, StudyWords
 
 _PER_PAGE = 50
-_MINUTE_S = 60.0
 _LAST_PAGE = 100_000
 _FOUND = 500
 """So many jobs of one search are shown."""
@@ -51,8 +50,7 @@ def pages(site: Site) -> Blueprint:
 def _list(site: Site) -> Response:
     found = asked(request.args.get)
     page = min(max(request.args.get("page", 1, int), 1), _LAST_PAGE)
-    # and anew each minute: on PostgreSQL a slow transaction may change a job under an older pulse
-    tag = tag_of(NowView(site.ledger).pulse(), site.view.now() // _MINUTE_S)
+    tag = tag_of(site.view.now(), NowView(site.ledger).pulse())
     return answer(tag, lambda: _listed(site, found, page, tag))
 
 

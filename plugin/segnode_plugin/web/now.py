@@ -23,8 +23,6 @@ _ROOM_MB = 100
 """About what the page shows: tenths of a GB."""
 _HOUR_S = 3600.0
 _DAY_S = 86400.0
-_MINUTE_S = 60.0
-"""What counts back from now is as old as this at most."""
 
 
 def pages(site: Site) -> Blueprint:
@@ -57,7 +55,7 @@ def _answer(site: Site, template: str) -> Response:
         *_notices(site, readings, [worker for worker in workers if worker.name in alive]),
     ]
     heard = [_heard(worker) for worker in workers]
-    tag = tag_of(ledger.pulse(), now // _MINUTE_S, heard, sorted(alive), readings, notices)
+    tag = tag_of(now, ledger.pulse(), heard, sorted(alive), readings, notices)
 
     def render() -> str:
         return render_template(

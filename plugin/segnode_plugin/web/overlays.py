@@ -9,8 +9,7 @@ from flask import Blueprint, Response, abort, jsonify, request
 
 from segnode_contract.ledger import Ledger
 from segnode_contract.ledger.overlays import study_overlays
-
-_UID = re.compile(r"[0-9.]{1,64}")
+from segnode_plugin.access import UID
 
 
 def overlay_pages(ledger: Ledger) -> Blueprint:
@@ -20,7 +19,7 @@ def overlay_pages(ledger: Ledger) -> Blueprint:
     @pages.get("/api/overlays")
     def overlays() -> Response:
         uid = request.args.get("StudyInstanceUIDs", "")
-        if not _UID.fullmatch(uid):
+        if not re.fullmatch(UID, uid):
             abort(404)
         found = study_overlays(ledger, uid)
         answer = jsonify(overlays=[asdict(one) for one in found.overlays], hidden=found.hidden)

@@ -9,8 +9,8 @@ from flask import Blueprint, Response, abort, request
 
 from segnode_contract.ledger import PictureLedger
 from segnode_contract.pictures import LARGEST, MOST, SIGNATURE
+from segnode_plugin.access import UID
 
-_UID = re.compile(r"[0-9.]{1,64}")
 FIRST_ATTACHMENT = 1032
 """Orthanc leaves the numbers from 1024 up to its users."""
 
@@ -58,6 +58,6 @@ def picture_pages(results: PictureLedger, attachments: Attachments) -> Blueprint
 
 
 def _check(results: PictureLedger, uid: str, number: int) -> None:
-    known = 1 <= number <= MOST and _UID.fullmatch(uid) and results.is_segmentation(uid)
+    known = 1 <= number <= MOST and re.fullmatch(UID, uid) and results.is_segmentation(uid)
     if not known:
         abort(404)

@@ -12,10 +12,11 @@ from urllib.parse import quote
 
 from flask import Blueprint, Response, request
 
-_UID = r"[0-9.]{1,64}"
+from segnode_plugin.access import UID
+
 _RESOURCE = re.compile(
-    rf"(studies|series|instances|studies/{_UID}/(series|instances)"
-    rf"|studies/{_UID}/series/{_UID}/instances)"
+    rf"(studies|series|instances|studies/{UID}/(series|instances)"
+    rf"|studies/{UID}/series/{UID}/instances)"
 )
 """The resources of PS3.18 table 10.6.1-1."""
 

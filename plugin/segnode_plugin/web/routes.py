@@ -18,6 +18,7 @@ from segnode_contract.errors import SettingsError
 from segnode_contract.ledger import IntakeLedger, LedgerView
 from segnode_contract.ledger.intake import AnnouncedModel
 from segnode_contract.settings import Settings
+from segnode_plugin.access import UID
 from segnode_plugin.clauses import describe
 from segnode_plugin.deciding import Known, card_of
 from segnode_plugin.explaining import (
@@ -34,7 +35,6 @@ from segnode_plugin.facts import Index
 from segnode_plugin.route_check import Complaint, Dictionary, check_routes
 from segnode_plugin.route_file import RouteFile
 
-_UID = re.compile(r"[0-9.]{1,64}")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _STUDIES = 20_000
 """So many studies are looked at for one page at most,"""
@@ -99,7 +99,7 @@ class RoutePages:
 
     def explain(self, uid: str) -> str:
         """Show what the routes say of a study now."""
-        studies = self.archive.studies_named(uid) if _UID.fullmatch(uid) else []
+        studies = self.archive.studies_named(uid) if re.fullmatch(UID, uid) else []
         known = self._known()
         words = [word for each in studies for word in self._words(each, known)]
         if not studies:

@@ -13,10 +13,10 @@ from segnode_contract.ledger import IntakeLedger
 from segnode_contract.ledger.intake import SeriesOfStudy
 from segnode_contract.ledger.overlays import StudyOverlays, study_overlays
 from segnode_contract.ledger.view import JobRow, SeriesRow
+from segnode_plugin.access import UID
 from segnode_plugin.web.archived import ArchivedSeries, series_of_study
 from segnode_plugin.web.site import Site
 
-_UID = re.compile(r"[0-9.]{1,64}")
 _JOBS = 300
 
 
@@ -54,7 +54,7 @@ def pages(site: Site) -> Blueprint:
 
 
 def _study(site: Site, uid: str) -> str:
-    if not _UID.fullmatch(uid):
+    if not re.fullmatch(UID, uid):
         abort(404)
     known = _known(site, uid)
     words = site.words(uid)
