@@ -16,6 +16,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
+from segnode_cli import doctor
 from segnode_cli.ct_series import ct_series
 from segnode_cli.node import CONFIG, keep, prepare
 from segnode_cli.phantom import chest_phantom
@@ -226,6 +227,14 @@ def test_the_doctor_names_what_is_wrong_and_its_cure(tmp_path: Path) -> None:
     done = run("doctor", "--data", tmp_path / "none")
     assert done.returncode == 1
     assert "start one with segnode up" in done.stderr
+
+
+def test_the_doctor_misses_the_pages_scripts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "PARTS", tmp_path / "none")
+    assert not doctor.examine(tmp_path)
+    assert "scripts of the dashboard's pages are not there" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import redis
 
-from segnode_cli.node import CONFIG, FREE_BYTES, VIEWER, read_environment
+from segnode_cli.node import CONFIG, FREE_BYTES, PARTS, VIEWER, read_environment
 from segnode_cli.servers import program
 from segnode_cli.show import console, say
 from segnode_cli.supervise import check_programs
@@ -46,6 +46,7 @@ def examine(data: Path, *, alert: bool = False) -> bool:
         "programs": lambda: ", ".join(check_programs().values()),
         "interpreter": _interpreter,
         "viewer": _viewer,
+        "pages": _pages,
         "settings": lambda: _settings(known),
         "models": lambda: _models(data),
         "sandbox": lambda: _sandbox(data),
@@ -155,6 +156,15 @@ def _viewer() -> str:
     if not (VIEWER / "index.html").exists():
         raise SetupError("The viewer is not there; make demo fetches it.")
     return str(VIEWER)
+
+
+def _pages() -> str:
+    if not PARTS.is_dir():  # set-up puts it there whole or not at all
+        raise SetupError(
+            "The scripts of the dashboard's pages are not there, which so do not renew themselves; "
+            "make demo fetches them."
+        )
+    return str(PARTS)
 
 
 def _settings(known: dict[str, str]) -> str:
