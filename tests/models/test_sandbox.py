@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
+import sys
+import tempfile
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +20,7 @@ from segnode_contract.errors import PermanentError
 from segnode_models.trust import pins_of, pins_path, write_pins
 from segnode_worker.model_client import KnownModel, ModelProcess
 from segnode_worker.model_service import ModelService
-from segnode_worker.sandbox import why_not
+from segnode_worker.sandbox import sandboxed, why_not
 
 from .bundle import make_bundle
 from .trained import SOFTMAX_SEGMENTS, card_toml, trained_softmax
@@ -235,3 +240,22 @@ def _run_spy(process: ModelProcess, known: KnownModel) -> np.ndarray:
     )
     labels, _ = process.segment(known.card, known.digest, volume, {})
     return labels
+
+
+def test_a_python_below_the_cells_own_folders_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # where the cell has a folder of its own
+    try:
+        venv.create(folder / "venv")
+        monkeypatch.setattr(sys, "prefix", str(folder / "venv"))
+        command = [*sandboxed(None), str(folder / "venv/bin/python"), "-c", "print('started')"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stdout == "started\n", done.stderr
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_python_that_does_not_start_in_the_cell_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert "/nowhere/python" in why_not()

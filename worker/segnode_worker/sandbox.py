@@ -42,6 +42,10 @@ def sandboxed(models: Path | None, reads: Sequence[Path] = ()) -> list[str]:
     command = ["bwrap", "--die-with-parent", "--new-session"]
     command += ["--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
     command += ["--unshare-cgroup-try", "--hostname", "segnode-model"]
+    # before what is bound, which may lie in one of these folders
+    command += ["--proc", "/proc", "--dev", "/dev"]
+    for folder in (TEMPORARY, "/dev/shm"):  # noqa: S108 # as above
+        command += ["--perms", "1777", "--size", str(_TEMPORARY_BYTES), "--tmpfs", folder]
     bound = _read_only(reads)
     for parent in sorted({parent for path in bound for parent in path.parents[:-1]}):
         command += ["--perms", "0755", "--dir", str(parent)]
@@ -55,9 +59,6 @@ def sandboxed(models: Path | None, reads: Sequence[Path] = ()) -> list[str]:
             command += ["--ro-bind", str(path), str(path)]
     for name in ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime"):
         command += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    command += ["--proc", "/proc", "--dev", "/dev"]
-    for folder in (TEMPORARY, "/dev/shm"):  # noqa: S108 # as above
-        command += ["--perms", "1777", "--size", str(_TEMPORARY_BYTES), "--tmpfs", folder]
     devices = [device for pattern in _GPU for device in sorted(Path("/dev").glob(pattern))]
     for device in devices:
         command += ["--dev-bind", str(device), str(device)]
@@ -80,7 +81,10 @@ def why_not() -> str:
         return "bubblewrap is not installed (as root: apt-get install bubblewrap)"
     try:
         tried = subprocess.run(
-            [*sandboxed(None), "/usr/bin/true"], capture_output=True, timeout=_TRY_S, check=False
+            [*sandboxed(None), sys.executable, "-c", "import segnode_models"],
+            capture_output=True,
+            timeout=_TRY_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"bubblewrap does not run ({type(error).__name__})"
