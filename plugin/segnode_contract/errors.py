@@ -15,7 +15,7 @@ The first fork is the one the queue asks about: would trying again help?
     │   ├── PeerUnavailable            a destination gives no answer, or one that says "later"
     │   ├── ObjectMissing              the archive lacks what is to be sent on
     │   ├── NotTold                    mail server or webhook did not take an alert
-    │   └── OutOfMemory                the model may do with its smaller memory profile
+    │   └── OutOfMemory                the model may do with less on the CPU
     └── PermanentError                 trying again gives the same
         ├── SettingsError              a settings file or variable is wrong
         ├── LedgerSchemaError          the ledger is older or newer than the program
@@ -28,7 +28,7 @@ The first fork is the one the queue asks about: would trying again help?
         ├── ModelFailed                the model raised, or gave what is no result
         ├── ModelTimeLimit             the model ran past the limit on its card
         ├── StageTimeLimit             another stage ran past its limit
-        ├── MemoryExhausted            not enough memory, nor with a smaller profile
+        ├── MemoryExhausted            not enough memory, nor on the CPU
         ├── ProofFailed                the encoded result differs from the labels
         ├── StoreRefused               the archive did not take the result
         ├── UidCollision               the archive holds other content under our UID

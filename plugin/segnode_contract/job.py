@@ -113,8 +113,8 @@ class Claim:
     form: Form
     input_digest: str
     """Of the images that an earlier run saw, empty for none."""
-    thrifty: bool
-    """The last run had not enough memory: use the model's smaller profile."""
+    on_cpu: bool
+    """A run had not enough memory: use the CPU, where the model's card allows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -390,12 +390,12 @@ def test_three_deaths_of_the_model_process_are_enough(ledger: Ledger) -> None:
             connection.execute(text("update job set not_before = 0"))
 
 
-def test_too_little_memory_is_tried_once_more_at_once_and_thrifty(ledger: Ledger) -> None:
+def test_too_little_memory_is_tried_once_more_at_once_on_the_cpu(ledger: Ledger) -> None:
     arrive(ledger, new_job())
     work, first = WorkLedger(ledger, "w1", LIMITS), the_claim(ledger)
-    assert not first.thrifty
+    assert not first.on_cpu
     work.failed(first, OutOfMemory("The model had not enough memory."), peak_mb=1)
-    assert the_claim(ledger).thrifty
+    assert the_claim(ledger).on_cpu
 
 
 def test_a_retry_is_an_act_with_a_name(ledger: Ledger) -> None:
@@ -506,14 +506,14 @@ def test_a_superseded_run_is_closed(ledger: Ledger) -> None:
     assert [run.outcome for run in job.runs] == ["superseded"]
 
 
-def test_a_job_stays_thrifty_whatever_comes_between(ledger: Ledger) -> None:
+def test_a_job_stays_on_the_cpu_whatever_comes_between(ledger: Ledger) -> None:
     arrive(ledger, new_job())
     work = WorkLedger(ledger, "w1", LIMITS)
     work.failed(the_claim(ledger), OutOfMemory("Too little."), peak_mb=1)
     work.failed(the_claim(ledger), ArchiveUnavailable("Away."), peak_mb=1)
     with ledger.write() as connection:
         connection.execute(text("update job set not_before = 0"))
-    assert the_claim(ledger).thrifty
+    assert the_claim(ledger).on_cpu
 
 
 def test_waiting_for_a_worker_is_no_failure(ledger: Ledger) -> None:

@@ -424,7 +424,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 hand = self._claim(worker)
                 if hand is None:
                     break
-                if self.mood == "out of memory" and hand.claim.thrifty:
+                if self.mood == "out of memory" and hand.claim.on_cpu:
                     self._fail(hand, MemoryExhausted("Too little."))
                 elif self.mood != "well":
                     self._fail(hand, ERRORS[self.mood])
@@ -454,7 +454,7 @@ class LedgerMachine(RuleBasedStateMachine):
         claim = work.claim(LANE, digests)
         if claim is None:
             return None
-        assert claim.thrifty == (claim.key in self.thrift)
+        assert claim.on_cpu == (claim.key in self.thrift)
         hand = Hand(claim=claim, work=work, road=self._road(claim, work))
         self.everyone.append(hand)
         return hand

@@ -15,7 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -357,6 +357,19 @@ def test_what_nnunet_cuts_off_comes_back_empty(trained, tool, nifti):
     assert planes[:, 5:-1, :-7, 3:-2].any()
 
 
+def test_a_volume_that_was_prepared_before_the_models_turn_gives_the_same(trained):
+    shapes = REGIONS.phantom(SEED)
+    model = loaded(trained.regions, REGION_KIND.card("mirroring = false"))
+    hu = np.pad(shapes.hu, ((5, 1), (0, 7), (3, 2)))
+    expected = segmented(model, hu, REGIONS.spacing_mm)
+    volume = InputVolume(hu=hu, spacing_mm=REGIONS.spacing_mm, attributes={})
+    early = replace(volume, prepared=model.preparation(volume))
+    model.preparation = None  # is not asked again
+    labels = np.zeros_like(expected)
+    model.segment(early, labels, lambda _: None)
+    np.testing.assert_array_equal(labels, expected)
+
+
 def test_a_network_of_two_dimensions_runs(folder, tool, nifti):
     with edited(folder / "plans.json") as plans:
         planned = json.loads(json.dumps(plans["configurations"]["3d_fullres"]))
@@ -652,7 +665,7 @@ def test_without_nnunetv2_the_extra_is_named(folder, monkeypatch):
         if name.startswith(("nnunetv2", "segnode_models.nnunet.plans")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "nnunetv2", None)
-    refused(folder, "extra-missing", re.escape("pip install 'segnode[nnunet]'"))
+    refused(folder, "extra-missing", "`setup/venv.sh nnunet` in segnode's checkout")
 
 
 def refused(folder: Path, code: str, sentence: str, card: Card | None = None) -> None:

@@ -29,7 +29,7 @@ class Brighter:
         *,
         others: Mapping[str, NDArray[np.float32]],
         prior: NDArray[np.uint8] | None,
-        thrifty: bool = False,
+        on_cpu: bool = False,
         stage: StageTimer,
         told: Told,
     ) -> tuple[NDArray[np.uint8], Findings]:

@@ -1,4 +1,4 @@
-"""A model process whose models misbehave on purpose: `python odd_models.py FD`."""
+"""A model process whose models misbehave on purpose: `python odd_models.py [cpu] FD`."""
 
 from __future__ import annotations
 
@@ -81,6 +81,9 @@ class Odd:
                 for step in range(600):
                     time.sleep(0.05)
                     told(step / 600)
+            case "prepares":
+                early = 0.0 if volume.prepared is None else volume.prepared
+                return Findings(withheld=(Withheld(segment=1, reason=str(early)),))
             case "tells":
                 ours = {name for name in os.environ if name.startswith("SEGNODE")}
                 secrets = sorted(ours - {n for n in ours if n.startswith("SEGNODE_MODEL")})
@@ -99,11 +102,20 @@ NAMES = (
     "is greedy",
     "raises",
     "tells",
+    "prepares",
 )
 
 
+class Prepares(Odd):
+    """Says when it prepared the volume: seconds of the machine's monotonic clock."""
+
+    def preparation(self, volume: InputVolume) -> float:
+        assert volume.hu.max() == 40
+        return time.monotonic()
+
+
 def _listed(name: str) -> ListedModel:
-    odd = Odd(name)
+    odd = Prepares(name) if name == "prepares" else Odd(name)
     return ListedModel(card=odd.card, digest=name, load=lambda device: odd)
 
 
@@ -130,5 +142,7 @@ if __name__ == "__main__":
     for name, load in (("truncated", _truncated), ("explodes", _explodes), ("expires", _dies)):
         models[name] = ListedModel(card=Odd(name).card, digest=name, load=load)
     offer = Offer(models=models, refused={"foreign": ModelUntrusted("It is not trusted.")})
-    listener = socket.socket(fileno=int(sys.argv[1]))
+    listener = socket.socket(fileno=int(sys.argv[-1]))
+    if sys.argv[1] == HOST:
+        Server(lambda: offer, Shelf(HOST), None).serve(listener)
     Server(lambda: offer, Shelf("meta", meter=meter_of(HOST)), Shelf(HOST)).serve(listener)

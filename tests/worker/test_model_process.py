@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -146,9 +151,67 @@ def test_a_model_that_dies_as_it_is_loaded_is_named_at_once(
 def test_an_unknown_digest_is_refused(
     process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
 ) -> None:
-    with pytest.raises(PermanentError) as raised:
+    with pytest.raises(PermanentError, match="its bright has bright") as raised:
         process.segment(cards["bright"], "unheard", volume, {})
     assert raised.value.code == "unknown-model"
+
+
+def test_a_job_of_a_model_that_is_refused_says_why(
+    process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    foreign = replace(cards["bright"], name="foreign")
+    with pytest.raises(PermanentError, match="It is not trusted") as raised:
+        process.segment(foreign, "foreign", volume, {})
+    assert raised.value.code == "model-untrusted"
+
+
+def test_without_a_gpu_the_cards_that_allow_it_alone_run_on_the_cpu(volume: hd.Volume) -> None:
+    service = ModelService([PROGRAM, "cpu"], reads=[Path(PROGRAM).parent])
+    service.start()
+    try:
+        process = ModelProcess(service)
+        known = process.models(60)
+        cards = {model.card.name: model.card for model in known.models}
+        assert set(cards) == {"bright", "is greedy"}
+        labels, _ = process.segment(cards["bright"], "bright", volume, {})
+        assert labels.any()
+        assert "its card says cpu = false" in known.refused["counts"]
+        with pytest.raises(PermanentError, match="its card says cpu = false") as raised:
+            process.segment(replace(cards["bright"], name="counts"), "counts", volume, {})
+        assert raised.value.code == "model-needs-gpu"
+    finally:
+        service.stop()
+
+
+def test_a_model_prepares_its_volume_while_another_has_its_turn(
+    process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
+) -> None:
+    def prepared_at() -> float:
+        _, findings = process.segment(cards["prepares"], "prepares", volume, {})
+        return float(findings.withheld[0].reason)
+
+    assert prepared_at() == 0  # it was not loaded yet
+    counting, enough = threading.Event(), threading.Event()
+
+    def told(fraction: float | None) -> None:
+        counting.set()
+        if enough.is_set():
+            raise InterruptedError
+
+    def count() -> None:
+        with suppress(InterruptedError):
+            process.segment(
+                replace(cards["counts"], time_limit_s=60), "counts", volume, {}, told=told
+            )
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(count)
+        assert counting.wait(30)
+        waiting = pool.submit(prepared_at)
+        time.sleep(0.5)
+        over = time.monotonic()
+        enough.set()
+        assert 0 < waiting.result(30) < over
 
 
 def test_the_process_sees_no_address_and_no_password(
@@ -175,12 +238,12 @@ def test_too_little_memory_is_named(
     assert "DOE" not in raised.value.sentence
 
 
-def test_a_model_with_a_smaller_profile_is_tried_with_it_once(
+def test_a_model_that_may_run_on_the_cpu_is_tried_there_once(
     process: ModelProcess, cards: dict[str, Card], volume: hd.Volume
 ) -> None:
     with pytest.raises(OutOfMemory, match="tried on the CPU"):
         process.segment(cards["is greedy"], "fat", volume, {})
-    labels, _ = process.segment(cards["is greedy"], "fat", volume, {}, thrifty=True)
+    labels, _ = process.segment(cards["is greedy"], "fat", volume, {}, on_cpu=True)
     assert labels.any()
 
 

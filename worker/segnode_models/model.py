@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ class InputVolume:
     """Modality values of the other series that the card names, by role, on the grid of `hu`."""
     prior: NDArray[np.uint8] | None = None
     """Label planes of the result that the card builds on, ``(planes, slices, rows, columns)``."""
+    prepared: object = None
+    """What the model's `preparation` made of the images before the model's turn came, if it did."""
 
     def channels(self, card: Card) -> list[NDArray[np.int16] | NDArray[np.float32]]:
         """Return the images in the order of `Card.inputs`; zeros for one that is not there."""
@@ -45,6 +47,17 @@ A model calls it often, twice a second say: it is how a cancelled job ends in ti
 
 class Stopped(Exception):
     """Nobody waits for the result."""
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A model that can look at images while another job is on the device.
+
+    Its `preparation` takes a volume and gives what `segment` then finds as `InputVolume.prepared`.
+    It runs on the CPU, beside a model, and outlives its own model, so that it holds no weights.
+    """
+
+    preparation: Callable[[InputVolume], object]
 
 
 class Model(Protocol):

@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from segnode_contract.events import log_events
 from segnode_contract.findings import Findings
 from segnode_contract.model_link import receive, send
 from segnode_models.memory import lacks_memory, name_of
-from segnode_models.model import InputVolume, Model, Stopped, Told
+from segnode_models.model import InputVolume, Model, Prepares, Stopped, Told
 from segnode_models.registry import Catalogue, ListedModel, Offer
 from segnode_models.shelf import HOST, Shelf
 
@@ -71,6 +72,9 @@ class Server:
         self._name = name_of(shelf.device)
         self._host = host
         self._device = threading.Lock()
+        self._preparing = threading.Lock()
+        self._preparations: dict[str, Callable[[InputVolume], object]] = {}
+        """Of models that were loaded once, by digest."""
         self._broken = False
 
     def serve(self, listener: socket.socket) -> None:
@@ -94,18 +98,39 @@ class Server:
             self._list(link)
             return
         try:
+            prepared = self._prepared(link, request, fds)
             with self._device:
                 if _unwanted(link):
                     return
                 self._end_if_stained()
                 try:
-                    self._run(link, request, fds)
+                    self._run(link, request, fds, prepared)
                 finally:
                     if self._broken:  # nobody else may come to a context that is lost for good
                         os._exit(1)
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _prepared(self, link: socket.socket, request: dict[str, Any], fds: list[int]) -> object:
+        """Return what a model makes of the images while another job is on the device.
+
+        None where it makes nothing, was never loaded, or fails: then all is done in its turn, and
+        a failure is named there.
+        """
+        prepare = self._preparations.get(request["digest"])
+        listed = self._usable().models.get(request["digest"])
+        if prepare is None or listed is None:
+            return None
+        with self._preparing:
+            if _unwanted(link):
+                return None
+            try:
+                volume, _ = _shared(listed.card, request, fds)
+                with _no_longer_than(listed.card.time_limit_s + _GRACE_S):
+                    return prepare(volume)
+            except Exception:
+                return None
 
     def _end_if_stained(self) -> None:
         """End the process if it holds a model that is not offered any more, changed or removed.
@@ -142,21 +167,22 @@ class Server:
         refused: dict[str, SegnodeError] = {name: _needs_gpu(name) for name in lacking}
         return Offer(models=usable, refused={**offer.refused, **refused})
 
-    def _run(self, link: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+    def _run(
+        self, link: socket.socket, request: dict[str, Any], fds: list[int], prepared: object
+    ) -> None:
         """Load, say that the turn has come, segment, answer; one thread at a time."""
-        listed = self._usable().models.get(request["digest"])
+        offer = self._usable()
+        listed = offer.models.get(request["digest"])
         if listed is None:
-            error = UnknownModel(
-                f"The model process has no model with digest {request['digest'][:12]}."
-            )
+            error = _not_there(offer, request["model"], request["digest"])
             send(link, {"code": error.code, "sentence": error.sentence})
             return
-        thrifty = request["thrifty"] and listed.card.cpu
-        shelf = self._host if self._host and thrifty else self._shelf
+        on_cpu = request["on_cpu"] and listed.card.cpu
+        shelf = self._host if self._host and on_cpu else self._shelf
         # who ends now ends in this job's hands
         send(link, {"loading": True} | self._profile(listed.card))
         try:
-            with _no_longer_than(_LOAD_S):
+            with _no_longer_than(_LOAD_S + _GRACE_S):
                 model = self._loaded(listed, shelf)
         except Exception as error:  # whatever a model raises is the model's failure
             send(link, self._failure(listed.card, error))
@@ -164,6 +190,7 @@ class Server:
         send(link, {"turn": True})
         try:
             volume, labels = _shared(listed.card, request, fds)
+            volume = replace(volume, prepared=prepared)
             with _no_longer_than(listed.card.time_limit_s + _GRACE_S), shelf.measuring(listed):
                 findings = _segment(model, volume, labels, link, lambda: shelf.keep_only(listed))
         except Exception as error:  # as above
@@ -184,6 +211,8 @@ class Server:
                 f"The files of {listed.card.name} were replaced while they were read; new studies "
                 "get the model that is there now."
             )
+        if isinstance(model, Prepares):
+            self._preparations[listed.digest] = model.preparation
         return model
 
     def _failure(self, card: Card, error: Exception) -> dict[str, Any]:
@@ -195,7 +224,7 @@ class Server:
         return {"code": known.code, "sentence": known.sentence} | self._profile(card)
 
     def _profile(self, card: Card) -> dict[str, bool]:
-        return {"smaller": self._host is not None and card.cpu}
+        return {"cpu": self._host is not None and card.cpu}
 
 
 def _segment(
@@ -232,6 +261,17 @@ def _told(link: socket.socket) -> Told:
 def _unwanted(link: socket.socket) -> bool:
     """Return whether the caller says stop, or is gone: nothing else comes before its answer."""
     return bool(select.select([link], [], [], 0)[0])
+
+
+def _not_there(offer: Offer, name: str, digest: str) -> SegnodeError:
+    """Return why a model cannot run, by its name, or that another one has its name."""
+    if name in offer.refused:
+        return offer.refused[name]
+    there = next((d[:12] for d, m in offer.models.items() if m.card.name == name), None)
+    return UnknownModel(
+        f"The model process has no model {name} with digest {digest[:12]}"
+        + (f"; its {name} has {there}, which new studies get." if there else ".")
+    )
 
 
 def _needs_gpu(name: str) -> ModelFailed:

@@ -35,8 +35,16 @@ from segnode_contract.model_link import receive, send
 _TURN_S = 3600.0
 """How long a job may wait for the jobs before it; a start of the process is in it."""
 _TRIES = 5
-_LOAD_S = 660.0
-"""The process ends by itself before, when a model takes too long to load."""
+_LOAD_S = 600.0
+"""The process ends by itself soon after, should whoever asked have died."""
+_TOO_LONG = (
+    "The model {name} ran longer than the {seconds:g} s that its card allows, and was ended; see "
+    "whether the series is unusually large, or raise time_limit_s in the card."
+)
+_TOO_LONG_TO_LOAD = (
+    "The model {name} was not loaded within {load_s:g} s, and its process was ended; see whether "
+    "its weights lie on a slow disk, or its code waits for something."
+)
 _TOLD_S = 0.5
 _STOP_S = 1.0
 """A model that is to stop has this long to do so by itself."""
@@ -151,7 +159,7 @@ class ModelProcess:
         *,
         others: Mapping[str, NDArray[np.float32]] | None = None,
         prior: NDArray[np.uint8] | None = None,
-        thrifty: bool = False,
+        on_cpu: bool = False,
         stage: StageTimer = _untimed,
         told: Told = unheard,
     ) -> tuple[NDArray[np.uint8], Findings]:
@@ -167,8 +175,8 @@ class ModelProcess:
             As `Stack.attributes`.
         others, prior
             As of `Inputs`, on the grid of `volume`.
-        thrifty
-            Use the model's smaller memory profile.
+        on_cpu
+            Use the CPU instead of the GPU, where the card allows it.
         stage
             Times the wait for the model's turn, and the model.
         told
@@ -191,7 +199,7 @@ class ModelProcess:
         ModelBusy
             If its turn does not come within an hour.
         OutOfMemory, MemoryExhausted
-            If there was not enough memory, and the model has a smaller profile to try, or none.
+            If there was not enough memory, and the CPU is to be tried yet, or not.
         ModelFailed, UnknownModel
             As the process says.
         """
@@ -201,6 +209,7 @@ class ModelProcess:
         shape = (card.planes, *voxels.shape)
         request = {
             "ask": "segment",
+            "model": card.name,
             "digest": digest,
             "shape": list(voxels.shape),
             "dtype": voxels.dtype.name,
@@ -208,7 +217,7 @@ class ModelProcess:
             "prior_planes": 0 if prior is None else len(prior),
             "spacing_mm": [float(mm) for mm in volume.spacing],
             "attributes": dict(attributes),
-            "thrifty": thrifty,
+            "on_cpu": on_cpu,
         }
         with ExitStack() as kept:
             with stage(Stage.TURN):
@@ -221,10 +230,10 @@ class ModelProcess:
                 link, first = kept.enter_context(self._turn(request, fds, told=told))
                 _raise_failure(first, card, request)
                 asked = _Asked(link=link, start=self._service.current(), killed=kernel_kills())
-                with self._in_hands(asked, card, request, first):
+                with self._in_hands(asked, card, request, first, _TOO_LONG_TO_LOAD):
                     ready = _reply(link, _LOAD_S, told)
                 _raise_failure(ready, card, request)
-            with stage(Stage.INFER), self._in_hands(asked, card, request, first):
+            with stage(Stage.INFER), self._in_hands(asked, card, request, first, _TOO_LONG):
                 said = _last_word(link, card.time_limit_s, told)
             _raise_failure(said, card, request)
             labels = np.frombuffer(taken[1], np.uint8).reshape(shape).copy()
@@ -232,18 +241,20 @@ class ModelProcess:
 
     @contextmanager
     def _in_hands(
-        self, asked: _Asked, card: Card, request: dict[str, Any], first: dict[str, Any]
+        self,
+        asked: _Asked,
+        card: Card,
+        request: dict[str, Any],
+        first: dict[str, Any],
+        too_long: str,
     ) -> Iterator[None]:
         """Name what becomes of the process inside the ``with``; end it where it must not go on."""
         try:
             yield
         except TimeoutError as error:
             self._service.kill(asked.start)
-            raise ModelTimeLimit(
-                f"The model {card.name} ran longer than the {card.time_limit_s:g} s that its "
-                f"card allows, or took {_LOAD_S:g} s to load, and was ended; see whether the "
-                "series is unusually large, or raise time_limit_s in the card."
-            ) from error
+            limit = too_long.format(name=card.name, seconds=card.time_limit_s, load_s=_LOAD_S)
+            raise ModelTimeLimit(limit) from error
         except ModelProcessDied as error:
             if kernel_kills() > asked.killed:
                 raise _no_memory(card, first, request) from error
@@ -274,6 +285,7 @@ class ModelProcess:
 
         A process that ends before was ended under another job: the next one is asked.
         """
+        began = self._service.current()
         for tries_left in reversed(range(_TRIES)):
             with self._link(within_s) as link:
                 try:
@@ -287,9 +299,15 @@ class ModelProcess:
                         ) from error
                     continue
                 except TimeoutError as error:
+                    ended = self._service.current() - began
                     raise ModelBusy(
-                        f"The model process did not answer within {within_s:g} s; it is busy with "
-                        "other jobs, or it hangs: see its log."
+                        f"The model process did not answer within {within_s:g} s; "
+                        + (
+                            f"it was started anew {ended} times meanwhile: the worker's log says "
+                            "why it ends."
+                            if ended > 1
+                            else "it is busy with other jobs, or it hangs: see its log."
+                        )
                     ) from error
                 yield link, first
                 return
@@ -324,7 +342,7 @@ def _raise_failure(said: dict[str, Any], card: Card, request: dict[str, Any]) ->
 
 def _no_memory(card: Card, said: dict[str, Any], request: dict[str, Any]) -> SegnodeError:
     what = f"The model {card.name} {card.version} had not enough memory for {request['shape']}"
-    if said.get("smaller") and not request["thrifty"]:
+    if said.get("cpu") and not request["on_cpu"]:
         return OutOfMemory(f"{what} voxels; it is tried on the CPU, which its card allows.")
     return MemoryExhausted(
         f"{what} voxels; a GPU or machine with more memory is needed, or fewer other programs on "

@@ -100,7 +100,7 @@ def _make(  # noqa: PLR0917 # as `run_job`
             keep=keep,
             told=lambda fraction: work.progress(claim, fraction),
             content=claim.content,
-            thrifty=claim.thrifty,
+            on_cpu=claim.on_cpu,
             pictured=not claim.shadow,
         )
     except BaseException:

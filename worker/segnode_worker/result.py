@@ -53,7 +53,7 @@ class Segmenter(Protocol):
         *,
         others: Mapping[str, NDArray[np.float32]],
         prior: NDArray[np.uint8] | None,
-        thrifty: bool = False,
+        on_cpu: bool = False,
         stage: StageTimer,
         told: Told,
     ) -> tuple[NDArray[np.uint8], Findings]: ...
@@ -83,7 +83,7 @@ def make_result(
     keep: Keep,
     told: Told = unheard,
     content: str | None = None,
-    thrifty: bool = False,
+    on_cpu: bool = False,
     pictured: bool = False,
 ) -> Made:
     """Stack, infer, encode and verify, one stack of the series after the other.
@@ -100,8 +100,8 @@ def make_result(
         Hears how far the model is; what it raises stops the job.
     content
         `identity.content_digest` of the instances that the job was made for, where there is a job.
-    thrifty
-        Use the model's smaller memory profile.
+    on_cpu
+        Use the CPU instead of the GPU, where the model's card allows it.
     pictured
         Draw key pictures of each segmentation.
 
@@ -121,7 +121,7 @@ def make_result(
         stage=stage,
         keep=keep,
         told=told,
-        thrifty=thrifty,
+        on_cpu=on_cpu,
         pictured=pictured,
     )
     with stage(Stage.STACK):
@@ -154,7 +154,7 @@ class _Maker:
     stage: StageTimer
     keep: Keep
     told: Told
-    thrifty: bool
+    on_cpu: bool
     pictured: bool
 
     def made_of(self, inputs: Inputs, identity: ResultIdentity) -> Made:
@@ -217,7 +217,7 @@ class _Maker:
             stack.attributes,
             others=others,
             prior=_turned(inputs, card),
-            thrifty=self.thrifty,
+            on_cpu=self.on_cpu,
             stage=self.stage,
             told=self.told,
         )

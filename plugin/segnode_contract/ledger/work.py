@@ -127,7 +127,7 @@ class WorkLedger:
                 shadow=row.shadow,
                 form=Form(row.form),
                 input_digest=row.input_digest or "",
-                thrifty=_lacked_memory(connection, row.key, row.tried_since),
+                on_cpu=_lacked_memory(connection, row.key, row.tried_since),
             )
 
     def card(self, claim: Claim) -> str:

@@ -7,8 +7,10 @@ and tens of gigabytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +25,9 @@ from segnode_models.grid_change import EachAbove, GridChange, HighestWins, WayBa
 from segnode_models.model import InputVolume, Told
 from segnode_models.nnunet.checkpoint import load_checkpoint
 
+if TYPE_CHECKING:  # nnunetv2 is an extra
+    from segnode_models.nnunet.plans import Plans
+
 _PREPARED, _SEEN = 0.1, 0.9
 """How much of the work is done before the networks run and after; a rough share."""
 _CHUNK_BYTES = 32 << 20
@@ -30,6 +35,50 @@ _CHUNK_BYTES = 32 << 20
 _LISTED = 10
 _RAS = "HAR"
 """NIfTI's RAS, by slices, rows and columns: nnU-Net's readers take (z, y, x)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What the networks see of a volume.
+
+    nnU-Net puts the axis of the widest spacing first, and leaves out borders of zeros.
+    """
+
+    data: Tensor
+    """float32 ``(channels, …)``."""
+    axes: tuple[int, ...]
+    """Those of the volume, in the order of `data`."""
+    box: tuple[slice, ...]
+    """Which part of the volume, by `axes`."""
+
+    def seen_of(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return that part of label planes ``(planes, slices, rows, columns)``, by `axes`."""
+        return labels.transpose(0, *(1 + axis for axis in self.axes))[:, *self.box]
+
+
+class Preparation:
+    """nnU-Net's own preprocessing of a volume for one network, on the CPU."""
+
+    def __init__(self, card: Card, plans: Plans) -> None:
+        self._card = card
+        self._plans = plans
+
+    @torch.inference_mode()
+    def __call__(self, volume: InputVolume) -> Prepared:
+        """Return what the networks see; `UnsuitableSeries` if the volume is too thin for them."""
+        plans = self._plans
+        axes = plans.manager.transpose_forward
+        _check_extent(volume, axes, plans.configuration.spacing)
+        data, _, properties = plans.configuration.preprocessor_class(verbose=False).run_case_npy(
+            np.stack(volume.channels(self._card)),
+            None,
+            {"spacing": [*volume.spacing_mm]},
+            plans.manager,
+            plans.configuration,
+            plans.dataset,
+        )
+        box = tuple(slice(*ends) for ends in properties["bbox_used_for_cropping"])
+        return Prepared(data=torch.from_numpy(data), axes=tuple(axes), box=box)
 
 
 class NnunetModel:
@@ -58,7 +107,7 @@ class NnunetModel:
                 raise
             raise ModelFailed(
                 f"The model {card.name} is an nnU-Net, and nnunetv2 is not installed; "
-                "pip install 'segnode[nnunet]'.",
+                "`setup/venv.sh nnunet` in segnode's checkout installs it.",
                 code="extra-missing",
             ) from error
         self.card = card
@@ -70,6 +119,7 @@ class NnunetModel:
         _check_orientation(card, turns_to_ras=self._plans.turns_to_ras)
         _check_channels(card, self._plans.channels)
         _check_segments(card, self._plans.names)
+        self.preparation: Callable[[InputVolume], Prepared] = Preparation(card, self._plans)
         self._predictor = Predictor(
             self._plans,
             [one.weights for one in (first, *others)],
@@ -83,35 +133,16 @@ class NnunetModel:
     def segment(self, volume: InputVolume, labels: NDArray[np.uint8], told: Told) -> Findings:
         """Write the label planes (see `Model`)."""
         told(0.0)
-        data, cropped = self._prepared(volume, labels)
+        prepared = volume.prepared
+        if not isinstance(prepared, Prepared):
+            prepared = self.preparation(volume)
         told(_PREPARED)
         scores = self._predictor.scores(
-            data, lambda share: told(_PREPARED + (_SEEN - _PREPARED) * share)
+            prepared.data, lambda share: told(_PREPARED + (_SEEN - _PREPARED) * share)
         )
-        for share in self._write(scores, cropped):
+        for share in self._write(scores, prepared.seen_of(labels)):
             told(_SEEN + (1 - _SEEN) * share)
         return Findings()
-
-    def _prepared(
-        self, volume: InputVolume, labels: NDArray[np.uint8]
-    ) -> tuple[Tensor, NDArray[np.uint8]]:
-        """Return what the network sees, and the part of `labels` that it sees, by the same axes.
-
-        nnU-Net puts the axis of the widest spacing first, and leaves out borders of zeros.
-        """
-        plans = self._plans
-        _check_extent(volume, plans.manager.transpose_forward, plans.configuration.spacing)
-        data, _, properties = plans.configuration.preprocessor_class(verbose=False).run_case_npy(
-            np.stack(volume.channels(self.card)),
-            None,
-            {"spacing": [*volume.spacing_mm]},
-            plans.manager,
-            plans.configuration,
-            plans.dataset,
-        )
-        turned = labels.transpose(0, *(1 + axis for axis in plans.manager.transpose_forward))
-        box = tuple(slice(*ends) for ends in properties["bbox_used_for_cropping"])
-        return torch.from_numpy(data), turned[:, *box]
 
     def _write(self, scores: Tensor, labels: NDArray[np.uint8]) -> Iterator[float]:
         """Write labels slab by slab, and yield which share is done."""
