@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from segnode_models.registry import ListedModel, builtin_models
 from segnode_models.shelf import Shelf
@@ -142,3 +144,22 @@ def test_the_hosts_meter_sees_what_is_taken() -> None:
     del block
     assert meter.peak() - before > 60 * MB
     assert meter.budget() > 256 * MB
+
+
+def test_weights_that_take_what_the_heap_kept_are_measured_all_the_same(device: Device) -> None:
+    def blocks() -> list[NDArray[np.float64]]:
+        return [np.ones(8000) for _ in range(2000)]  # 128 MB, each too small for a map of its own
+
+    class Blocks(Weights):
+        def __init__(self, device: Device) -> None:
+            super().__init__(device, 0)
+            self.blocks = blocks()
+
+    listed = replace(device.model("liver", weights_mb=0, says_mb=0), load=lambda _: Blocks(device))
+    shelf = Shelf("cpu", 1000 * MB)
+    garbage = blocks()
+    on_top = np.ones(8000)
+    del garbage
+    shelf.take(listed)
+    assert shelf.loaded["liver"].weights > 110 * MB
+    del on_top

@@ -130,7 +130,9 @@ class Shelf:
             self._drop(digest)
 
     def _load(self, listed: ListedModel) -> None:
-        started, before = time.monotonic(), self._meter.used()
+        started = time.monotonic()
+        self._meter.release()  # weights that took what was kept would seem to need nothing
+        before = self._meter.used()
         model = listed.load(self.device)
         weights = max(0, self._meter.used() - before)
         known = self._needs.get(listed.digest)
