@@ -32,7 +32,7 @@ from segnode_models.bundle.inversion import (
     with_channelwise_inversion,
 )
 from segnode_models.bundle.weights import load_state
-from segnode_models.program import load_program
+from segnode_models.program import is_program, load_program
 
 _METADATA = "configs/metadata.json"
 _IDS = {
@@ -145,7 +145,7 @@ def _inferer(parser: ConfigParser, card: BundleNetwork, device: torch.device) ->
 def _network(
     parser: ConfigParser, card: BundleNetwork, weights: Path, device: torch.device
 ) -> Module:
-    if weights.suffix == ".ts":
+    if weights.suffix == ".ts" or is_program(weights):
         return load_program(weights, device)
     network = _part(parser, "network", card)
     if not isinstance(network, Module):
