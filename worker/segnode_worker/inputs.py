@@ -197,10 +197,10 @@ def laid_on(volume: hd.Volume, grid: hd.Volume, role: str) -> NDArray[np.float32
         order=1,
         mode="nearest",
     )
-    covered = 0
+    covered, least = 0, values.min()
     for number in range(len(laid)):
         inside = _inside(to_index, number, laid.shape[1:], volume.spatial_shape)
-        laid[number][~inside] = values.min()
+        laid[number][~inside] = least
         covered += int(np.count_nonzero(inside))
     if covered < _LEAST_COVERED * laid.size:
         raise UnsuitableSeries(
