@@ -57,7 +57,7 @@ def fetch(package: Package) -> bytes:
     beside = Path(sys.executable).with_name("npm")
     npm = str(beside) if beside.exists() else shutil.which("npm")
     if npm is None:
-        raise SetupError("npm is not here; install the extra: pip install 'segnode[viewer]'.")
+        raise SetupError("npm is not here; setup/venv.sh viewer installs it.")
     named = f"{package.name}@{package.version}"
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", named, "--loglevel=error", "--pack-destination", folder]

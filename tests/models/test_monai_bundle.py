@@ -397,6 +397,14 @@ def test_bundles_with_the_model_zoos_quirks_run_as_they_are(tmp_path, shapes, di
     assert not [path for path in sys.path if path.startswith(str(tmp_path))]
 
 
+def test_a_program_is_known_by_its_content(tmp_path, shapes, dice):
+    bundle = with_quirks(tmp_path / "quirky", 0)
+    (bundle / "models/model.ts").rename(bundle / "models/model.pt")
+    card = card_of(QUIRKY, network=PROGRAM.replace(".ts", ".pt"))
+    labels = segmented(loaded(bundle, card), shapes.hu, shapes.spacing_mm)[0]
+    assert dice(labels == 1, shapes.organ) >= 0.95
+
+
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "network"])
 def test_state_dictionaries_are_taken_as_programs_save_them(folder, shapes, dice, wrapper):
     bundle = make_bundle(folder, trained_softmax())
@@ -660,7 +668,7 @@ def test_a_missing_monai_says_what_to_install(folder, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "monai", None)
     bundle = make_bundle(folder, trained_softmax())
-    with pytest.raises(ModelFailed, match=r"pip install 'segnode\[monai\]'") as raised:
+    with pytest.raises(ModelFailed, match=r"`setup/venv\.sh monai` in segnode") as raised:
         loaded(bundle, card_of())
     assert raised.value.code == "extra-missing"
 

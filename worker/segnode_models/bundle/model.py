@@ -52,7 +52,7 @@ class MonaiBundleModel:
                 raise
             raise ModelFailed(
                 f"The model {card.name} is a MONAI bundle, and MONAI is not installed; "
-                "pip install 'segnode[monai]'.",
+                "`setup/venv.sh monai` in segnode's checkout installs it.",
                 code="extra-missing",
             ) from error
         self.card = card
