@@ -28,6 +28,12 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_node_of_this_shell() -> None:
+    """Keep commands without --data away from the node of whoever runs the tests."""
+    os.environ.pop("SEGNODE_DATA", None)
+
+
 def free_port() -> int:
     """Return a port that nobody has, below those of outgoing connections."""
     while True:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from highdicom.color import CIELabColor
 from pydicom.sr.codedict import codes
@@ -19,7 +21,7 @@ from segnode_cli.models.draft import LOOK, card_name, draft_card
 from segnode_cli.models.facts import read_facts
 from segnode_contract.card import Card, parse_card
 from segnode_contract.card_network import BundleNetwork, NnunetNetwork
-from segnode_contract.errors import SetupError
+from segnode_contract.errors import CardError, SetupError
 
 SIDES = ("right", "left")
 VERTEBRAE = [
@@ -120,8 +122,13 @@ def nnunet(tmp_path: Path) -> Make:
     return make
 
 
-def drafted(folder: Path) -> Card:
-    return parse_card(draft_card(folder, folder.name).text, where="draft")
+def drafted(folder: Path, *, orientation: str = "") -> Card:
+    """Return the card, with its orientation looked up where no file tells it."""
+    text = draft_card(folder, folder.name).text
+    if orientation:
+        assert 'orientation = "unknown"' in text
+        text = text.replace('orientation = "unknown"', f'orientation = "{orientation}"')
+    return parse_card(text, where="draft")
 
 
 def doubts(folder: Path) -> str:
@@ -161,14 +168,12 @@ def test_what_a_bundle_does_not_tell_is_left_to_people(bundle: Make) -> None:
         image={"modality": "none"},
         pred={"num_channels": 3, "channel_def": None},
     )
-    card = drafted(folder)
+    card = drafted(folder, orientation="RAH")
     assert (card.modality, card.licence, card.version) == ("unknown", "unknown", "1")
-    assert card.orientation == "LPH"
     assert [segment.label for segment in card.segments] == ["Label 1", "Label 2"]
     said = doubts(folder)
     for line in ("modality", "licence", "version", "intended_use", "orientation", "label", "type"):
         assert f"\n{line} = " in f"\n{said}"
-    assert any("left and right" in sentence for sentence in card.limitations)
 
 
 def test_channels_without_background_may_overlap_and_need_a_plane_each(bundle: Make) -> None:
@@ -210,6 +215,15 @@ def test_a_bundle_that_no_volume_fits_is_refused(bundle: Make, changes: Any, sai
         draft_card(folder, folder.name)
 
 
+@pytest.mark.parametrize("weights", ["models/model.ts", "models/model.safetensors"])
+def test_a_bundle_may_hold_its_weights_in_other_forms(bundle: Make, weights: str) -> None:
+    folder = bundle()
+    (folder / "models/model.pt").rename(folder / weights)
+    network = drafted(folder).network
+    assert isinstance(network, BundleNetwork)
+    assert network.weights == weights
+
+
 def test_a_bundle_without_weights_says_where_they_are_told_of(bundle: Make) -> None:
     folder = bundle()
     (folder / "models/model.pt").unlink()
@@ -240,7 +254,7 @@ def test_a_folder_of_several_models_names_them(nnunet: Make) -> None:
 
 def test_totalsegmentators_117_labels_give_a_card(nnunet: Make) -> None:
     labels = {"background": 0} | {name: number for number, name in enumerate(TOTAL, 1)}
-    card = drafted(nnunet(labels=labels))
+    card = drafted(nnunet(labels=labels), orientation="HAR")
     assert len(card.segments) == len(TOTAL) == 117
     assert card.planes == 1
     assert (
@@ -278,9 +292,9 @@ def test_totalsegmentators_117_labels_give_a_card(nnunet: Make) -> None:
 
 def test_an_nnunet_gives_a_card(nnunet: Make) -> None:
     folder = nnunet(folds=("0", "2", "all"), licence="Apache 2.0")
-    card = drafted(folder)
+    card = drafted(folder, orientation="HPL")
     assert (card.name, card.kind) == ("totalsegmentator-part1-3d-fullres", "nnunet")
-    assert (card.licence, card.modality, card.orientation) == ("Apache 2.0", "CT", "HPL")
+    assert (card.licence, card.modality) == ("Apache 2.0", "CT")
     assert card.network == NnunetNetwork(
         folds=("0", "2"),
         checkpoint="checkpoint_final.pth",
@@ -289,19 +303,68 @@ def test_an_nnunet_gives_a_card(nnunet: Make) -> None:
         back="linear",
     )
     assert "Research: segmentation of Liver" in card.intended_use
-    assert "orientation = " in doubts(folder)
-    assert any("left and right" in sentence for sentence in card.limitations)
 
 
-def test_a_reader_that_reorients_tells_the_orientation(nnunet: Make) -> None:
-    folder = nnunet(plans={"image_reader_writer": "NibabelIOWithReorient"})
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO", None])
+def test_an_orientation_that_no_file_tells_is_asked_for(nnunet: Make, reader: str | None) -> None:
+    # what a data set wants of planning counts for nothing once there are plans
+    folder = nnunet(
+        plans={"image_reader_writer": reader}, overwrite_image_reader_writer="NibabelIOWithReorient"
+    )
+    assert 'orientation = "unknown"  # look at this: nibabel.aff2axcodes' in doubts(folder)
+    with pytest.raises(CardError, match=r"input\.orientation is 'unknown'"):
+        drafted(folder)
+
+
+@pytest.mark.parametrize("reader", ["NibabelIOWithReorient", "SimpleITKIOWithReorient"])
+def test_a_reader_that_reorients_tells_the_orientation(nnunet: Make, reader: str) -> None:
+    folder = nnunet(plans={"image_reader_writer": reader})
     assert drafted(folder).orientation == "HAR"
     assert "orientation" not in doubts(folder)
 
 
+@pytest.mark.parametrize(
+    ("codes", "orientation"),
+    [(("L", "P", "S"), "HPL"), (("R", "A", "S"), "HAR"), (("L", "A", "S"), "HAL")],
+)
+def test_what_the_draft_says_of_nibabel_gives_the_axes_that_nnunet_sees(
+    tmp_path: Path, codes: tuple[str, ...], orientation: str
+) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    readers = pytest.importorskip("nnunetv2.imageio.nibabel_reader_writer")
+    ornt = nibabel.orientations.axcodes2ornt(codes)
+    image = nibabel.Nifti1Image(
+        np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+        nibabel.orientations.inv_ornt_aff(ornt, (2, 3, 4)),
+    )
+    path = tmp_path / "case.nii.gz"
+    nibabel.save(image, path)
+    said = "".join(reversed(nibabel.aff2axcodes(nibabel.load(path).affine)))
+    assert said.replace("S", "H").replace("I", "F") == orientation
+    [seen], _ = readers.NibabelIO().read_images([str(path)])
+    assert np.array_equal(seen, image.get_fdata().transpose())
+
+
+@pytest.mark.parametrize(
+    ("config", "turns"),
+    [
+        ({"a": [{"_target_": "Orientationd"}]}, True),
+        ({"a": {"_target_": "monai.transforms.OrientationDict"}}, True),
+        ({"a": {"_target_": "Orientationd", "_disabled_": True}}, False),
+        ({"description": "Orientationd is left to you", "a": {"_target_": "Spacingd"}}, False),
+    ],
+)
+def test_a_bundle_that_turns_its_images_takes_any_orientation(
+    bundle: Make, config: Any, turns: bool
+) -> None:
+    folder = bundle()
+    (folder / "configs/inference.json").write_text(json.dumps(config))
+    assert read_facts(folder, "spleen").orientation == ("HAR" if turns else "")
+
+
 def test_regions_get_a_plane_each_in_the_order_of_channels(nnunet: Make) -> None:
     labels = {"background": 0, "organ": [1, 2], "lesion": 2, "rod": [3], "ignore": 4}
-    card = drafted(nnunet(labels=labels, regions_class_order=[1, 2, 3]))
+    card = drafted(nnunet(labels=labels, regions_class_order=[1, 2, 3]), orientation="HPL")
     assert [(s.label, s.plane, s.value, s.channel) for s in card.segments] == [
         ("Organ", 0, 1, 0),
         ("Lesion", 1, 1, 1),
@@ -310,7 +373,8 @@ def test_regions_get_a_plane_each_in_the_order_of_channels(nnunet: Make) -> None
 
 
 def test_several_channels_become_roles_with_their_modality(nnunet: Make) -> None:
-    card = drafted(nnunet(channel_names={"1": "PET (SUV)", "0": "CT", "2": "CT", "3": "心臓"}))
+    names = {"1": "PET (SUV)", "0": "CT", "2": "CT", "3": "心臓"}
+    card = drafted(nnunet(channel_names=names), orientation="HPL")
     assert card.modality == "CT"
     assert [one.role for one in card.inputs] == ["ct", "pet_suv", "ct_2", "image"]
     assert [one.modality for one in card.inputs] == ["CT", "PT", "CT", "CT"]
@@ -346,7 +410,7 @@ HOSTILE = '[red]"\'\\\n\r[input]\nmodality = "MR"\x1b[2J\x07\x9b\u202e\u2028"""\
 
 def test_a_name_that_results_cannot_hold_gets_another_and_a_line_to_look_at(nnunet: Make) -> None:
     folder = nnunet(labels={"background": 0, "große_Gefäße": 1, "肝臓": 2})
-    vessels, liver = drafted(folder).segments
+    vessels, liver = drafted(folder, orientation="HPL").segments
     assert (vessels.label, liver.label) == ("Große Gefäße", "Segment 2")
     assert liver.type.meaning == "Segment 2"
     assert 'label = "Segment 2"  # look at this: the model says 肝臓; ' in doubts(folder)
@@ -390,12 +454,35 @@ def test_lines_to_look_at_have_the_numbers_that_an_editor_shows(bundle: Make) ->
         ("Spleen CT segmentation", "spleen-ct-segmentation"),
         ("  ___ ", "model"),
         ("Lungenflügel", "lungenflugel"),
-        ("x" * 60, "x" * 48),
+        ("x" * 48, "x" * 48),
         ("心臓", "model"),
     ],
 )
 def test_a_title_becomes_a_name(title: str, name: str) -> None:
     assert card_name(title) == name
+
+
+def test_titles_that_are_cut_stay_apart() -> None:
+    titles = [f"TotalSegmentator total 3mm 1559subj 3d_fullres {end}" for end in ("ResEncL", "x")]
+    names = [card_name(title) for title in titles]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch(r"totalsegmentator-total-[a-z0-9-]{25}", name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("trained", "more"),
+    [
+        ("nnUNetTrainer__nnUNetPlans__3d_fullres", ""),
+        ("nnUNetTrainer__nnUNetResEncUNetLPlans__3d_fullres", "-resencunetl"),
+        ("nnUNetTrainerNoMirroring__nnUNetPlans__3d_fullres", "-nomirroring"),
+    ],
+)
+def test_plans_and_trainers_of_one_data_set_get_names_of_their_own(
+    nnunet: Make, trained: str, more: str
+) -> None:
+    folder = nnunet(trained=trained)
+    name = draft_card(folder, folder.name).name
+    assert name == f"totalsegmentator-part1-3d-fullres{more}"
 
 
 KEYWORDS = [
@@ -469,4 +556,4 @@ def test_weights_count_for_the_need_of_memory(nnunet: Make) -> None:
     with (folder / "fold_0/checkpoint_final.pth").open("wb") as file:
         file.truncate(1_000_000_000)
     assert read_facts(folder, "x").weights_bytes == 1_000_000_000
-    assert drafted(folder).memory_bytes == 5_000_000_000
+    assert drafted(folder, orientation="HPL").memory_bytes == 5_000_000_000

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from segnode_cli import main
 from segnode_cli.main import app
 from segnode_cli.models import add, archive, inspect, show, store
 from segnode_cli.models.archive import unpack
@@ -31,6 +33,7 @@ from segnode_models.registry import offer_of
 from segnode_models.trust import check_pins, pins_of
 
 SEGNODE = str(Path(sys.executable).parent / "segnode")
+README = Path(__file__).parents[2] / "README.md"
 
 CARD = """
 name = "{name}"
@@ -128,7 +131,7 @@ def bundle(folder: Path) -> Path:
     return folder
 
 
-def nnunet(folder: Path) -> Path:
+def nnunet(folder: Path, reader: str = "NibabelIOWithReorient") -> Path:
     (folder / "fold_0/validation").mkdir(parents=True)
     (folder / "fold_0/checkpoint_final.pth").write_bytes(b"\x80\x02weights")
     (folder / "fold_0/validation/patient.nii.gz").write_bytes(b"image")
@@ -140,8 +143,12 @@ def nnunet(folder: Path) -> Path:
         "arch_kwargs": {"conv_op": "torch.nn.Conv3d", "norm_op": "os.system", "nonlin": None},
         "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
     }
+    configurations = {
+        "3d_fullres": {"architecture": network},
+        "3d_cascade_fullres": {"previous_stage": "3d_lowres"},
+    }
     (folder / "plans.json").write_text(
-        json.dumps({"configurations": {"3d_fullres": {"architecture": network}}})
+        json.dumps({"configurations": configurations, "image_reader_writer": reader})
     )
     return folder
 
@@ -279,9 +286,120 @@ def test_a_newer_version_replaces_the_older_one(tmp_path: Path, data: Path) -> N
     assert f"is there already, SHA-256 {files[:12]} …; this one replaces it" in said(result)
     assert added(data)["shapes"] != before
     assert names(data) == ["shapes", "shapes.pins.json"]
-    again = run("add", newer, "--data", data, "--yes")
-    assert "is there already, with the same files" in said(again)
+
+
+def test_identical_files_are_not_asked_about_and_not_added_twice(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought = torchscript(tmp_path / "shapes")
+    run("add", brought, "--data", data, "--yes")
+    monkeypatch.setattr(add, "agreed", pytest.fail)
+    again = run("add", brought, "--data", data)
     assert again.exit_code == 0
+    assert "is there already, with the same files" in said(again)
+    assert "is added" not in said(again)
+
+
+def test_identical_files_mend_what_was_changed_since(tmp_path: Path, data: Path) -> None:
+    brought = torchscript(tmp_path / "shapes")
+    run("add", brought, "--data", data, "--yes")
+    (data / "models/shapes/model.ts").chmod(0o644)
+    (data / "models/shapes/model.ts").write_bytes(b"damaged")
+    again = run("add", brought, "--data", data, "--yes")
+    assert "is added" in said(again)
+    assert list(added(data)) == ["shapes"]
+
+
+def test_the_data_folder_of_a_worker_is_the_variable_that_it_reads(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGNODE_DATA", str(data))
+    result = run("add", torchscript(tmp_path / "shapes"), "--yes")
+    assert result.exit_code == 0, said(result)
+    assert f"in {data}/models/shapes" in said(result)
+    assert list(added(data)) == ["shapes"]
+    assert list(Path().iterdir()) == []
+    assert "shapes" in said(run("list"))
+    other = tmp_path / "other"
+    run("add", tmp_path / "shapes", "--yes", "--data", other)
+    assert list(added(other)) == ["shapes"]
+
+
+@pytest.mark.parametrize("theirs", ["environment", "spool", ""])
+def test_a_folder_that_is_no_nodes_is_named(tmp_path: Path, theirs: str) -> None:
+    folder = Path("data/node")  # by default, below where the user stands
+    folder.mkdir(parents=True)
+    if theirs == "spool":
+        (folder / theirs).mkdir()
+    elif theirs:
+        (folder / theirs).write_text("SEGNODE_HTTP_PORT=1\n")
+    brought = torchscript(tmp_path / "shapes")
+    for _ in ("new", "there already"):
+        told = said(run("add", brought, "--yes"))
+        assert f"in {folder.resolve()}/models/shapes" in told
+        assert (f"No node has its data in {folder.resolve()}" in told) is (not theirs)
+
+
+def test_the_demo_does_not_take_a_real_nodes_data_folder(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    monkeypatch.setenv("SEGNODE_DATA", str(data))
+    monkeypatch.setattr(main, "run_demo", lambda folder, *_, **__: taken.append(folder))
+    monkeypatch.setattr(main, "run_node", lambda folder, *_, **__: taken.append(folder))
+    for command in ("demo", "up"):
+        assert CliRunner().invoke(app, [command]).exit_code == 0
+    assert taken == [main.DEMO_DATA, data]
+
+
+def test_a_card_whose_orientation_nobody_looked_up_is_refused(tmp_path: Path, data: Path) -> None:
+    brought = nnunet(tmp_path / "liver", reader="SimpleITKIO")
+    run("add", brought, "--data", data)
+    result = run("add", brought, "--data", data, "--yes")
+    assert "input.orientation is 'unknown'" in said(result)
+    assert names(data) == []
+    changed('orientation = "unknown"', 'orientation = "HPL"')(brought)
+    assert run("add", brought, "--data", data, "--yes").exit_code == 0
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_folder_one_stands_in_has_its_name(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    trained = nnunet(tmp_path / "Dataset003_Liver/nnUNetTrainer__nnUNetPlans__3d_fullres")
+    monkeypatch.chdir(trained if inside else trained.parent)
+    run("add", "." if inside else trained.name, "--data", data)
+    assert 'name = "liver-3d-fullres"' in (trained / "card.toml").read_text()
+
+
+def test_the_second_stage_of_a_cascade_is_refused_from_inside_too(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(
+        nnunet(tmp_path / "Dataset003_Liver/nnUNetTrainer__nnUNetPlans__3d_cascade_fullres")
+    )
+    assert "is the second stage of a cascade" in said(run("add", ".", "--data", data))
+
+
+def test_the_card_in_the_readme_adds_a_network_as_it_stands(tmp_path: Path, data: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    [block] = [block for block in blocks if "[network]" in block]
+    brought = torchscript(tmp_path / "spleen")
+    (brought / "card.toml").write_text(block)
+    result = run("add", brought, "--data", data, "--yes")
+    assert result.exit_code == 0, said(result)
+    assert json.loads(run("show", "spleen-unet", "--json", "--data", data).stdout)["cpu"] is True
+
+
+def test_what_is_said_to_install_extras_does() -> None:
+    told = README.read_text(encoding="utf-8")
+    extras = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = {*re.findall(r"setup/venv\.sh (\w+)", told), *(one for _, one in add._EXTRAS.values())}
+    assert {"monai", "nnunet", "worker"} <= named <= {*extras}
+    # nobody publishes segnode there, and anybody might
+    assert "segnode[" not in told
 
 
 def test_an_older_version_is_put_back_when_the_newer_one_fails(
@@ -453,7 +571,7 @@ def test_a_missing_library_is_named_with_its_extra(
     run("add", brought, "--data", data)
     monkeypatch.setattr(add, "find_spec", lambda name: None)
     result = run("add", brought, "--data", data, "--yes")
-    assert f"pip install 'segnode[{extra}]'" in said(result)
+    assert f"`setup/venv.sh {extra}` in segnode's checkout installs it" in said(result)
     assert isinstance(result.exception, SetupError)
     assert result.exception.code == "extra-missing"
 
@@ -523,6 +641,16 @@ def test_the_list_has_what_was_added_and_why_others_are_refused(tmp_path: Path, 
     assert "broken is refused: broken/more.py was not there" in shown
     assert "shapes" in shown
     assert "broken/more.py was not there" in said(run("show", "broken", "--data", data))
+
+
+def test_the_list_cuts_no_name_in_a_narrow_terminal(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the word that a route needs."""
+    monkeypatch.setenv("COLUMNS", "40")
+    name = "totalsegmentator-total-3mm-1559subj-3d-fullres-x"
+    run("add", torchscript(tmp_path / "one", name=name), "--data", data, "--yes")
+    assert f"{name} 1, torchscript, " in run("list", "--data", data).stderr
 
 
 def added_digest(data: Path, name: str) -> str:
@@ -662,7 +790,7 @@ def test_a_class_from_elsewhere_is_found_wherever_it_hides(
 def test_a_bare_name_that_monai_does_not_have_is_pythons() -> None:
     """What makes bare names of Python's own foreign: MONAI calls them."""
     if find_spec("monai") is None:
-        pytest.skip("MONAI is not installed; `pip install segnode[monai]`")
+        pytest.skip("MONAI is not installed; `setup/venv.sh monai`")
     from monai.bundle import ConfigParser
 
     parser = ConfigParser({"x": {"_target_": "len", "_mode_": "callable"}})

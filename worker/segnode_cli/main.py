@@ -48,7 +48,9 @@ app.add_typer(routes, name="routes")
 models = typer.Typer(no_args_is_help=True, help="The models that this installation has.")
 app.add_typer(models, name="models")
 
-DataOption = Annotated[Path, typer.Option(help="Data folder of the node.")]
+DataOption = Annotated[Path, typer.Option(envvar="SEGNODE_DATA", help="Data folder of the node.")]
+# no SEGNODE_DATA: the demo sends a phantom, which is for no real node
+DemoDataOption = Annotated[Path, typer.Option(help="Data folder of the demo's node.")]
 ConfigOption = Annotated[Path, typer.Option(envvar="SEGNODE_CONFIG", help="Settings file.")]
 PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
@@ -67,7 +69,7 @@ def options(
 def demo(
     study: Annotated[Path | None, typer.Option(help="Folder with DICOM to send instead.")] = None,
     leave: Annotated[bool, typer.Option("--exit", help="End after the result.")] = False,
-    data: DataOption = DEMO_DATA,
+    data: DemoDataOption = DEMO_DATA,
     http_port: PortOption = 0,
     dicom_port: PortOption = 0,
 ) -> None:

@@ -19,13 +19,14 @@ from segnode_cli.models.draft import MOST_NAME, Draft, draft_card
 from segnode_cli.models.inspect import CARD, TORCHSCRIPT, ModelFile, inspect_file, plain
 from segnode_cli.models.show import agreed, file_table, lines_of, purpose, size_of
 from segnode_cli.models.store import ModelStore, copy_files
+from segnode_cli.node import read_environment
 from segnode_cli.show import console, say
 from segnode_contract.card import Card, parse_card
 from segnode_contract.card_network import BundleNetwork, NnunetNetwork, TorchScriptNetwork
 from segnode_contract.errors import CardError, SegnodeError, SetupError
 from segnode_contract.settings import MODELS
 from segnode_models.registry import builtin_models
-from segnode_models.trust import Pins, read_pins
+from segnode_models.trust import Pins, check_pins, read_pins
 
 _NAME = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{MOST_NAME - 1}}}")
 _MODALITY = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
@@ -46,7 +47,7 @@ class Brought:
 
 
 def add_model(path: Path, data: Path, *, card_file: Path | None, yes: bool) -> bool:
-    """Add the model in a folder or archive, and return whether it was added.
+    """Add the model in a folder or archive, and return whether it is there now.
 
     Without a card, one is drafted and nothing added. Otherwise the files are copied, shown with
     what they may execute, and, once that is agreed to, take their place in one step.
@@ -77,25 +78,37 @@ def add_model(path: Path, data: Path, *, card_file: Path | None, yes: bool) -> b
         pins = Pins(files=digests)
         _show(card, files, pins, left_out)
         before = _digest_of(data / MODELS, card.name)
-        if before == pins.digest:
-            say(f"{card.name} is there already, with the same files.")
-        elif before:
+        place = (data / MODELS / card.name).resolve()
+        if before == pins.digest and _is_whole(data / MODELS, card.name):
+            say(f"{card.name} is there already, with the same files, in {place}; nothing changed.")
+            _tell_if_nobodys(data)
+            return True
+        if before:
             say(f"{card.name} is there already, SHA-256 {before[:12]} …; this one replaces it.")
         if not (yes or agreed("Add it, and let it run in the sandbox?")):
             say("Nothing was added.")
             return False
         store.put(new, card.name, pins)
-    say(
-        f"{card.name} {plain(card.version)} is added, SHA-256 {pins.digest[:12]} …; "
-        f'a route runs it: model = "{card.name}" in segnode.toml.'
-    )
+    say(f"{card.name} {plain(card.version)} is added, SHA-256 {pins.digest[:12]} …, in {place}")
+    say(f'A route runs it: model = "{card.name}" in segnode.toml.')
+    _tell_if_nobodys(data)
     return True
+
+
+def _tell_if_nobodys(data: Path) -> None:
+    """Say so where no node and no worker has its data in `data`, which so would miss the model."""
+    if read_environment(data) or (data / "spool").is_dir():  # a worker's first act
+        return
+    say(
+        f"No node has its data in {data.resolve()} yet, so none has the model: name the folder of "
+        "yours with --data or SEGNODE_DATA, or start a node there."
+    )
 
 
 def _brought(path: Path, store: ModelStore) -> Brought:
     if path.is_dir():
-        folder = _innermost(path)
-        return Brought(folder=folder, title=plain(folder.resolve().name), packed=False)
+        folder = _innermost(path.resolve())  # nnU-Net's names of folders tell of the model
+        return Brought(folder=folder, title=plain(folder.name), packed=False)
     if not path.exists():
         raise SetupError(f"{path} does not exist.")
     stem = archive_stem(path)
@@ -180,8 +193,8 @@ def _checked_card(text: str, where: str) -> Card:
     package, extra = _EXTRAS.get(card.kind, ("torch", "worker"))
     if find_spec(package) is None:
         raise SetupError(
-            f"Models of kind {card.kind} need {package}, which is not installed: "
-            f"pip install 'segnode[{extra}]'.",
+            f"Models of kind {card.kind} need {package}, which is not installed; "
+            f"`setup/venv.sh {extra}` in segnode's checkout installs it.",
             code="extra-missing",
         )
     return card
@@ -283,3 +296,12 @@ def _digest_of(models: Path, name: str) -> str:
         return read_pins(models, name).digest
     except SegnodeError:
         return ""
+
+
+def _is_whole(models: Path, name: str) -> bool:
+    """Return whether the files of a model are still those that were added."""
+    try:
+        check_pins(models, name)
+    except SegnodeError:
+        return False
+    return True

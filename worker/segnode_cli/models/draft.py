@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segnode_cli.models.codes import coded, colour, private_code
@@ -18,6 +19,8 @@ from segnode_contract.plain_text import beyond_ascii
 LOOK = "# look at this"
 """Marks a line that a person must decide."""
 MOST_NAME = 48
+_CUT = 6
+"""Signs that tell a name which was cut from others."""
 _LONGEST_LABEL = 64
 """Signs of a Segment Label (LO)."""
 _UNKNOWN = "unknown"
@@ -27,10 +30,6 @@ _ROUND_BYTES = 100_000_000
 _UNCHECKED = (
     "Not a diagnosis: a program drafted this card from the model's own files, and nobody has "
     "checked the model on images of this node."
-)
-_GUESSED_ORIENTATION = (
-    "How its training images were turned is a guess: if it is wrong, left and right or head and "
-    "foot are mixed up."
 )
 
 
@@ -53,7 +52,7 @@ def draft_card(folder: Path, title: str) -> Draft:
     Returns
     -------
     Draft
-        Whose text `parse_card` takes.
+        Whose text `parse_card` takes, once the orientation is known.
 
     Raises
     ------
@@ -62,17 +61,24 @@ def draft_card(folder: Path, title: str) -> Draft:
     """
     facts = read_facts(folder, title)
     name = card_name(facts.name)
-    text = (
-        "\n".join([*_head(facts, name), *_input(facts), *_network(facts), *_segments(facts)]) + "\n"
-    )
-    parse_card(text, where=f"the draft for {title}")
-    return Draft(name=name, text=text)
+    known = replace(facts, orientation=facts.orientation or "HPL")
+    parse_card(_text(known, name), where=f"the draft for {title}")
+    return Draft(name=name, text=_text(facts, name))
+
+
+def _text(facts: ModelFacts, name: str) -> str:
+    lines = [*_head(facts, name), *_input(facts), *_network(facts), *_segments(facts)]
+    return "\n".join(lines) + "\n"
 
 
 def card_name(title: str) -> str:
     """Return a title as a model's name: small letters, digits and hyphens, 48 at most."""
     ascii_only = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")[:MOST_NAME].strip("-") or "model"
+    name = re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-") or "model"
+    if len(name) > MOST_NAME:  # what is cut off may be all that tells it from another
+        digest = hashlib.sha256(name.encode()).hexdigest()[:_CUT]
+        name = f"{name[: MOST_NAME - _CUT - 1].strip('-')}-{digest}"
+    return name
 
 
 def _head(facts: ModelFacts, name: str) -> Iterator[str]:
@@ -97,8 +103,6 @@ def _head(facts: ModelFacts, name: str) -> Iterator[str]:
     yield "limitations = ["
     yield f"    {LOOK}: what is known of its faults is in its papers, not in its files"
     yield f"    {_quoted(_UNCHECKED)},"
-    if facts.orientation_doubt:
-        yield f"    {_quoted(_GUESSED_ORIENTATION)},"
     yield "]"
     need = _BASE_BYTES + 3 * facts.weights_bytes
     need = -(-need // _ROUND_BYTES) * _ROUND_BYTES
@@ -114,10 +118,11 @@ def _input(facts: ModelFacts) -> Iterator[str]:
         yield f"modality = {_quoted(modality)}"
     else:
         yield _line("modality", _UNKNOWN, "DICOM's word for it: CT, MR, PT")
-    if facts.orientation_doubt:
-        yield _line("orientation", facts.orientation, facts.orientation_doubt)
-    else:
+    if facts.orientation:
         yield f"orientation = {_quoted(facts.orientation)}"
+    else:
+        yield "# Where its axes point; a wrong one mixes up left and right, or head and foot."
+        yield _line("orientation", _UNKNOWN, facts.orientation_hint)
     yield "min_slices = 3"
     if len(facts.channels) == 1:
         return

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segnode_cli.models.inspect import plain
+from segnode_cli.models.inspect import parts_of, plain
 from segnode_contract.card import Kind
 from segnode_contract.errors import SetupError
+from segnode_models.nnunet.reader import turns_to_ras
 
 Setting = str | bool | list[str]
 
@@ -27,7 +28,9 @@ _MODALITIES = {
     **dict.fromkeys(("pet", "pt"), "PT"),
 }
 """DICOM's modality for a word in the name of a channel."""
-_REORIENTS = "NibabelIOWithReorient"
+_TURNING = ("Orientationd", "OrientationD", "OrientationDict")
+"""MONAI's transform that turns images, by its names."""
+_AXES = "nibabel.aff2axcodes of a training image, {order}, with H for S and F for I"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +65,8 @@ class ModelFacts:
     licence: str
     channels: Sequence[Channel]
     orientation: str
-    orientation_doubt: str
-    """Why the orientation may be wrong; empty where it is known."""
+    orientation_hint: str
+    """How to find out the orientation."""
     network: Mapping[str, Setting]
     """Lines of the card's table `network`."""
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -105,10 +108,8 @@ def _bundle_facts(folder: Path, title: str) -> ModelFacts:
     pred_key, pred = _part(network, "outputs", "pred")
     _check_volume(title, image, pred)
     config = _one_of(folder, title, [f"configs/inference.{end}" for end in ("json", "yaml", "yml")])
-    weights = _one_of(folder, title, ["models/model.pt", "models/model.ts"])
+    weights = _one_of(folder, title, [f"models/model.{end}" for end in ("pt", "ts", "safetensors")])
     names, named = _bundle_outputs(pred)
-    # where the bundle turns its images, any will do; else axes stand as NIfTI files have them
-    turns = "Orientation" in (folder / config).read_text(encoding="utf-8", errors="replace")
     return ModelFacts(
         kind="monai-bundle",
         source="configs/metadata.json",
@@ -117,12 +118,20 @@ def _bundle_facts(folder: Path, title: str) -> ModelFacts:
         intended_use=_sentences(_text(told, "description"), _text(told, "intended_use")),
         licence=_licence(folder) or _text(told, "license"),
         channels=_bundle_channels(title, image),
-        orientation="HAR" if turns else "LPH",
-        orientation_doubt="" if turns else "the bundle does not turn its images; NIfTI's axes",
+        # where the bundle turns its images, any will do
+        orientation="HAR" if _turns_images(folder / config) else "",
+        orientation_hint=f"{_AXES.format(order='in that order')}: (R, A, S) is RAH",
         network={"config": config, "weights": weights, "image": image_key, "pred": pred_key},
         segments=_segments(title, names, apart=not _has_background(names)),
         named=named,
         weights_bytes=(folder / weights).stat().st_size,
+    )
+
+
+def _turns_images(config: Path) -> bool:
+    return any(
+        str(part.get("_target_")).rpartition(".")[2] in _TURNING and not part.get("_disabled_")
+        for part in parts_of(config)
     )
 
 
@@ -163,29 +172,24 @@ def _bundle_channels(title: str, image: Mapping[str, Any]) -> list[Channel]:
 
 def _nnunet_facts(folder: Path, title: str) -> ModelFacts:
     dataset, plans = _json(folder, "dataset.json"), _json(folder, "plans.json")
-    configuration = _configuration(folder, title, plans)
+    trainer, planner, configuration = _trained(folder, title, plans)
     names = _by_number(dataset.get("channel_names") or dataset.get("modality"))
     if not names:
         raise SetupError(f"{title}/dataset.json names no channels; it is not one of nnU-Net v2.")
     labels, apart = _nnunet_labels(title, dataset)
     folds, checkpoint = _folds(folder, title)
-    reader = dataset.get("overwrite_image_reader_writer") or plans.get("image_reader_writer")
     many = f"each takes its time: {len(folds)} take {len(folds)} times that of one"
     return ModelFacts(
         kind="nnunet",
         source="dataset.json and plans.json",
-        name=f"{_nnunet_name(folder, title, dataset)} {configuration}",
+        name=" ".join((_nnunet_name(folder, title, dataset), configuration, planner, trainer)),
         version="",
         intended_use=_text(dataset, "description"),
         licence=_licence(folder) or _text(dataset, "licence") or _text(dataset, "license"),
         channels=_channels([names[number] for number in sorted(names)], ""),
         # reoriented to RAS, then axes reversed: indices grow towards head, anterior, right
-        orientation="HAR" if reader == _REORIENTS else "HPL",
-        orientation_doubt=(
-            ""
-            if reader == _REORIENTS
-            else "nobody wrote down how the training images were turned; HPL is usual for CT"
-        ),
+        orientation="HAR" if turns_to_ras(plans) else "",
+        orientation_hint=f"{_AXES.format(order='from the last to the first')}: (L, P, S) is HPL",
         network={"folds": folds, "checkpoint": checkpoint, "mirroring": True},
         notes={
             "mirroring": "as nnU-Net does; false is up to 8 times faster",
@@ -197,18 +201,26 @@ def _nnunet_facts(folder: Path, title: str) -> ModelFacts:
     )
 
 
-def _configuration(folder: Path, title: str, plans: Mapping[str, Any]) -> str:
-    """Return nnU-Net's name of the configuration, from the folder's; empty where it was renamed."""
-    _, _, name = folder.name.rpartition("__")
+def _trained(folder: Path, title: str, plans: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return what the folder's name says of trainer, plans and configuration.
+
+    Empty where it was renamed; of trainer and plans also where they are nnU-Net's usual ones.
+    """
+    *before, name = folder.name.split("__")
     configurations = _table(plans, "configurations")
-    if "__" not in folder.name or name not in configurations:
-        return ""
+    if not before or name not in configurations:
+        return "", "", ""
+    trainer, planner = before if len(before) == 2 else ("", "")
     if "previous_stage" in _table(configurations, name):
         raise SetupError(
             f"{title} is the second stage of a cascade, which needs the result of the first; add "
             "a 3d_fullres or 3d_lowres model."
         )
-    return plain(name)
+    return (
+        plain(trainer.removeprefix("nnUNetTrainer")),
+        plain(planner.removeprefix("nnUNet").removesuffix("Plans")),
+        plain(name),
+    )
 
 
 def _nnunet_name(folder: Path, title: str, dataset: Mapping[str, Any]) -> str:

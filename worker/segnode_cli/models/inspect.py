@@ -12,7 +12,7 @@ import json
 import sys
 import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -96,7 +96,7 @@ def what_it_is(file: Path, path: str) -> str:
     elif start.startswith(_PICKLES):
         what = _PICKLE
     elif suffix in _CONFIGURATIONS:
-        what = _what_configuration(file, suffix)
+        what = _what_configuration(file)
     elif suffix == ".safetensors":
         what = "weights, tensors only"
     return what
@@ -116,9 +116,10 @@ def _what_zip(file: Path) -> str:
     return "archive"
 
 
-def _what_configuration(file: Path, suffix: str) -> str:
-    runs = _runs_of_file(file, suffix)
-    if runs is None:
+def _what_configuration(file: Path) -> str:
+    try:
+        runs = runs_of(_document(file))
+    except ValueError:
         return "configuration that cannot be read here: may run anything"
     if not (runs.expressions or runs.classes):
         return _HARMLESS
@@ -136,15 +137,23 @@ def _count(number: int, one: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def _runs_of_file(file: Path, suffix: str) -> Runs | None:
-    """Return what a JSON or YAML file runs, None where it cannot be read."""
-    if file.stat().st_size > _LARGEST_CONFIGURATION:
-        return None
+def parts_of(file: Path) -> list[Mapping[Any, Any]]:
+    """Return every object in a JSON or YAML file; none where it cannot be read."""
     try:
-        text = file.read_text(encoding="utf-8")
-        return runs_of(json.loads(text) if suffix == ".json" else _yaml(text))
-    except (ValueError, RecursionError):
-        return None
+        return [part for part in _holders(_document(file)) if isinstance(part, dict)]
+    except ValueError:
+        return []
+
+
+def _document(file: Path) -> Any:
+    """Return what a JSON or YAML file holds; raises `ValueError` where it cannot be read."""
+    if file.stat().st_size > _LARGEST_CONFIGURATION:
+        raise ValueError("too large")
+    text = file.read_text(encoding="utf-8")
+    try:
+        return json.loads(text) if file.suffix.lower() == ".json" else _yaml(text)
+    except RecursionError as error:
+        raise ValueError("too deep") from error
 
 
 def _yaml(text: str) -> Any:

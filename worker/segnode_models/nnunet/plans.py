@@ -32,6 +32,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch.nn import Module
 
 from segnode_contract.errors import ModelFailed
+from segnode_models.nnunet.reader import turns_to_ras
 
 _PACKAGE = Path(nnunetv2.__path__[0])
 _TRAINERS = "training.nnUNetTrainer"
@@ -69,9 +70,8 @@ class Plans:
 
     @property
     def turns_to_ras(self) -> bool:
-        """Whether training turned its images: the last axis grows to the right, the second to
-        anterior, the first to the head."""
-        return str(self.manager.plans.get("image_reader_writer")).endswith("WithReorient")
+        """Whether training turned its images."""
+        return turns_to_ras(self.manager.plans)
 
     def network(self) -> Module:
         """Build the network, with random weights."""
