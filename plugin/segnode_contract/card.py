@@ -13,6 +13,23 @@ from segnode_contract.errors import CardError
 Kind = Literal["builtin", "monai-bundle", "torchscript", "nnunet"]
 KINDS: tuple[Kind, ...] = ("builtin", "monai-bundle", "torchscript", "nnunet")
 
+_AXIS = {"H": 0, "F": 0, "A": 1, "P": 1, "L": 2, "R": 2}
+_LINES = (
+    *("name", "version", "kind", "intended_use", "limitations", "licence", "memory_bytes"),
+    *("time_limit_s", "cpu", "half_precision_checked", "implausible", "input", "network"),
+    "segments",
+)
+_INPUT_LINES = (
+    *("modality", "orientation", "min_slices", "largest_gap_mm", "spacing_mm", "intensity"),
+    *("builds_on", "series"),
+)
+_SEGMENT_LINES = (
+    *("number", "label", "plane", "value", "channel", "category", "type", "modifiers", "colour"),
+    "plausible_ml",
+)
+_LONGEST_CODE = 16
+"""Signs of a Code Value and of a Coding Scheme Designator (SH, PS3.5 6.2)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Code:
@@ -112,7 +129,7 @@ def parse_card(text: str, *, where: str) -> Card:
         Naming `where` and the line that is missing or wrong.
     """
     try:
-        data = tomllib.loads(text)
+        data = tomllib.loads(text.removeprefix("\ufeff"))  # editors on Windows write it
     except tomllib.TOMLDecodeError as error:
         raise CardError(f"{where} is not TOML: {error}.") from error
     table = TomlTable(data, where)
@@ -127,7 +144,11 @@ def parse_card(text: str, *, where: str) -> Card:
             "of H/F, A/P and L/R."
         )
     segments = tuple(_segment(item) for item in table.tables("segments"))
-    planes = 1 + max(segment.plane for segment in segments)
+    planes = sorted({segment.plane for segment in segments})
+    if planes != list(range(len(planes))):
+        raise CardError(
+            f"{where}: the segments' planes are {planes}; they must run 0, 1, 2 … without a gap."
+        )
     if [segment.number for segment in segments] != list(range(1, len(segments) + 1)):
         raise CardError(f"{where}: the segments' numbers must run 1, 2, 3 … in order.")
     places = [(segment.plane, segment.value) for segment in segments]
@@ -137,8 +158,15 @@ def parse_card(text: str, *, where: str) -> Card:
     if network is not None:
         _check_channels(segments, table, network)
     limitations = tuple(table.texts("limitations"))
+    name = table.plain_text("name")
+    builds_on = needs.text("builds_on") if "builds_on" in needs.data else ""
+    if builds_on == name:
+        raise CardError(
+            f"{where}: input.builds_on is '{name}', the model itself; name the model whose result "
+            "it needs."
+        )
     return Card(
-        name=table.plain_text("name"),
+        name=name,
         version=table.plain_text("version"),
         kind=kind,
         intended_use=table.text("intended_use"),
@@ -146,19 +174,21 @@ def parse_card(text: str, *, where: str) -> Card:
         licence=table.text("licence"),
         modality=needs.text("modality"),
         orientation=orientation,
-        min_slices=int(needs.number("min_slices")),
-        largest_gap_mm=(needs.number("largest_gap_mm") if "largest_gap_mm" in needs.data else None),
+        min_slices=needs.whole("min_slices", 1),
+        largest_gap_mm=(
+            needs.positive("largest_gap_mm") if "largest_gap_mm" in needs.data else None
+        ),
         inputs=_inputs(needs),
-        builds_on=needs.text("builds_on") if "builds_on" in needs.data else "",
-        memory_bytes=int(table.number("memory_bytes")),
-        time_limit_s=table.number("time_limit_s"),
+        builds_on=builds_on,
+        memory_bytes=table.whole("memory_bytes", 1),
+        time_limit_s=table.positive("time_limit_s"),
         cpu=table.flag("cpu", kind == "builtin"),
         half_precision_checked=(
             table.text("half_precision_checked") if "half_precision_checked" in data else ""
         ),
         implausible=table.one_of("implausible", ("withhold", "mark"), "withhold"),
         network=network,
-        planes=planes,
+        planes=len(planes),
         segments=segments,
         source=text,
     )
@@ -174,7 +204,14 @@ def _check_channels(segments: tuple[Segment, ...], card: TomlTable, network: Net
                 f"'{segment.label}' is one; say 'channel' in each (where it is not said it is "
                 "the segment's value)."
             )
-    if isinstance(network, TorchScriptNetwork) and network.activation != "softmax":
+    if not isinstance(network, TorchScriptNetwork):
+        return
+    if network.activation == "softmax" and 0 in channels:
+        raise CardError(
+            f"{card.where}: segment {1 + channels.index(0)} has channel 0, which is the background "
+            "of a softmax; the first thing that such a network finds is in channel 1."
+        )
+    if network.activation != "softmax":
         for table in card.tables("segments"):
             table.number("channel")  # the value says nothing of the channel here
 
@@ -188,59 +225,60 @@ def _inputs(needs: TomlTable) -> tuple[InputSeries, ...]:
         InputSeries(
             role=table.text("role"),
             modality=table.text("modality") if "modality" in table.data else modality,
-            optional=table.data.get("optional", False) is True,
+            optional=table.flag("optional", False),
         )
         for table in tables
     )
+    roles = [one.role for one in inputs]
+    for number, role in enumerate(roles):
+        if not role.isidentifier() or role in roles[:number]:
+            raise CardError(
+                f"{tables[number].where}: role is '{role}'; each series needs one word of its own."
+            )
     if inputs and inputs[0].optional:
         raise CardError(f"{needs.where}.series 1 is optional; the labels lie on it.")
     return inputs
 
 
-_AXIS = {"H": 0, "F": 0, "A": 1, "P": 1, "L": 2, "R": 2}
-
-
-_LINES = (
-    *("name", "version", "kind", "intended_use", "limitations", "licence", "memory_bytes"),
-    *("time_limit_s", "cpu", "half_precision_checked", "implausible", "input", "network"),
-    "segments",
-)
-_INPUT_LINES = (
-    *("modality", "orientation", "min_slices", "largest_gap_mm", "spacing_mm", "intensity"),
-    *("builds_on", "series"),
-)
-_SEGMENT_LINES = (
-    *("number", "label", "plane", "value", "channel", "category", "type", "modifiers", "colour"),
-    "plausible_ml",
-)
-
-
 def _segment(table: TomlTable) -> Segment:
     table.only(*_SEGMENT_LINES)
-    colour = table.numbers("colour", 3)
-    if not all(0 <= part <= 65535 for part in colour):
-        raise CardError(f"{table.where}: colour is {colour}; each part is 0 to 65535.")
-    value, plane = int(table.number("value")), int(table.number("plane"))
-    if not 1 <= value <= 255 or plane < 0:
-        raise CardError(f"{table.where}: value is {value} and plane {plane}; 1 to 255, and 0 up.")
+    lightness, a, b = table.wholes("colour", 3, 0, 65535)
+    value = table.whole("value", 1, 255)
     plausible = table.numbers("plausible_ml", 2) if "plausible_ml" in table.data else None
+    if plausible and not 0 <= plausible[0] < plausible[1]:
+        raise CardError(
+            f"{table.where}: plausible_ml is {plausible}; the first is the least volume that can "
+            "be true, 0 or more, and the second the most."
+        )
     return Segment(
-        number=int(table.number("number")),
+        number=table.whole("number", 1),
         label=table.plain_text("label"),
-        plane=plane,
+        plane=table.whole("plane", 0),
         value=value,
-        channel=int(table.number("channel", value)),
+        channel=table.whole("channel", 0, usual=value),
         category=_code(table.table("category")),
         type=_code(table.table("type")),
         modifiers=tuple(_code(item) for item in table.tables("modifiers", empty=True)),
-        colour=(int(colour[0]), int(colour[1]), int(colour[2])),
+        colour=(lightness, a, b),
         plausible_ml=(plausible[0], plausible[1]) if plausible else None,
     )
 
 
 def _code(table: TomlTable) -> Code:
     return Code(
-        value=table.plain_text("value"),
-        scheme=table.plain_text("scheme"),
+        value=_short(table, "value"),
+        scheme=_short(table, "scheme"),
         meaning=table.plain_text("meaning"),
     )
+
+
+def _short(table: TomlTable, key: str) -> str:
+    text = table.plain_text(key).strip()  # spaces at its ends mean nothing (PS3.5 6.2)
+    if len(text) > _LONGEST_CODE:
+        raise CardError(
+            f"{table.where}: {key} is '{text}', {len(text)} signs long; results hold "
+            f"{_LONGEST_CODE}. Take the code of a wider term, or one of your own in a scheme that "
+            'begins with 99 (scheme = "99LOCAL", value = "LOBE-4" say); its meaning, and the '
+            "segment's label, may say what it is in full."
+        )
+    return text

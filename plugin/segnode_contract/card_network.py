@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -121,9 +120,7 @@ def read_network(kind: str, card: TomlTable, needs: TomlTable) -> Network | None
 
 def _torchscript(table: TomlTable, needs: TomlTable) -> TorchScriptNetwork:
     table.only("weights", "patch", "overlap", "blend", "activation", "threshold", "back")
-    patch = [int(voxels) for voxels in table.numbers("patch", 3)]
-    if min(patch) < 1:
-        raise CardError(f"{table.where}: patch is {patch}; each side needs a voxel at least.")
+    patch = table.wholes("patch", 3, 1)
     spacing = needs.numbers("spacing_mm", 3)
     if min(spacing) <= 0:
         raise CardError(f"{needs.where}: spacing_mm is {spacing}; it must be more than 0.")
@@ -155,14 +152,11 @@ def _intensity(table: TomlTable) -> Intensity:
     if scale is not None and clip is None:
         raise CardError(f"{table.where} has scale without clip; scale maps the ends of clip.")
     by_figures = scale is None and not per_image
-    std = table.number("std") if by_figures else 1.0
-    if not (math.isfinite(std) and std > 0):
-        raise CardError(f"{table.where}: std is {std}; it must be more than 0.")
     return Intensity(
         clip=(clip[0], clip[1]) if clip else None,
         scale=(scale[0], scale[1]) if scale else None,
         mean=table.number("mean") if by_figures else 0.0,
-        std=std,
+        std=table.positive("std") if by_figures else 1.0,
         per_image=per_image,
     )
 

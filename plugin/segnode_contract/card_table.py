@@ -67,11 +67,20 @@ class TomlTable:
     def number(self, key: str, usual: float | None = None) -> float:
         return self._number(key, self._get(key, usual))
 
+    def positive(self, key: str) -> float:
+        value = self.number(key)
+        if value <= 0:
+            raise CardError(f"{self.where}: {key} is {value}; it must be more than 0.")
+        return value
+
     def numbers(self, key: str, count: int) -> list[float]:
-        value = self._get(key)
-        if not isinstance(value, list) or len(value) != count:
-            raise CardError(f"{self.where}: {key} is {value!r}; {count} numbers are needed.")
-        return [float(self._number(key, item)) for item in value]
+        return [float(self._number(key, item)) for item in self._several(key, count)]
+
+    def whole(self, key: str, least: int, most: int | None = None, usual: int | None = None) -> int:
+        return self._whole(key, self._get(key, usual), least, most)
+
+    def wholes(self, key: str, count: int, least: int, most: int | None = None) -> list[int]:
+        return [self._whole(key, item, least, most) for item in self._several(key, count)]
 
     def table(self, key: str) -> TomlTable:
         value = self._get(key)
@@ -92,6 +101,21 @@ class TomlTable:
         if usual is None:
             raise CardError(f"{self.where} has no line '{key}'; add it.")
         return usual
+
+    def _several(self, key: str, count: int) -> list[Any]:
+        value = self._get(key)
+        if not isinstance(value, list) or len(value) != count:
+            raise CardError(f"{self.where}: {key} is {value!r}; {count} numbers are needed.")
+        return value
+
+    def _whole(self, key: str, value: Any, least: int, most: int | None) -> int:
+        number = self._number(key, value)
+        if number % 1 or number < least or (most is not None and number > most):
+            up_to = "on" if most is None else f"to {most}"
+            raise CardError(
+                f"{self.where}: {key} is {number}; a whole number from {least} {up_to} is needed."
+            )
+        return int(number)
 
     def _number(self, key: str, value: Any) -> float:
         if (

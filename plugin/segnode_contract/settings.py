@@ -228,7 +228,7 @@ def load_settings(path: Path) -> Settings:
         Naming the file and the key that is missing, unknown or of the wrong type.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
         data = tomllib.loads(text)
     except OSError as error:
         raise SettingsError(

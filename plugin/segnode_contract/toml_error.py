@@ -42,9 +42,6 @@ def _reason(said: str, before: str, after: str) -> str:
     twice = said.startswith(("Cannot declare", "Cannot overwrite"))
     in_head = before.rpartition("\n")[2].lstrip().startswith("[")
     reasons = {
-        "it begins with a byte order mark; save it as UTF-8 without one": (
-            not before and after.startswith("\ufeff")
-        ),
         "an inline table { … } stands on one line; a list [ … ] may take several": (
             in_table and _LINE_ENDS.match(after)
         ),

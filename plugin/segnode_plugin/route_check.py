@@ -192,7 +192,7 @@ def _placed(config: Path, sentence: str) -> Complaint:
     found = _TOML_PLACE.search(sentence)
     if found and sentence.startswith("The settings file"):
         return Complaint(line=int(found[1]), column=int(found[2]), sentence=sentence)
-    text = config.read_text(encoding="utf-8", errors="replace")
+    text = config.read_text(encoding="utf-8-sig", errors="replace")
     place = words_place(places(text), [word.strip("[]:") for word in sentence.split()])
     at = next(quoted_at(place, _QUOTED.findall(sentence)), place.at)
     column = at - text.rfind("\n", 0, at)

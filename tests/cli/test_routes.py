@@ -146,7 +146,8 @@ def test_a_required_series_is_pointed_at(tmp_path: Path, line: str, column: int)
         (HEAD + '[[users]]\nname = "king"\nrole = "king"\n', (13, 1), "role is 'king'"),
         (HEAD + 'after = "chest"\n', (11, 1), "no route above it"),
         (HEAD + 'priority = "urgent"\n', (11, 1), "one of stat, routine"),
-        ("\ufeff" + HEAD, (1, 1), "byte order mark; save it as UTF-8 without one"),
+        ("\ufeff" + HEAD.replace("[node]", "[nodes]"), (1, 1), "'node' was probably meant"),
+        ("\ufeff" + HEAD.replace("[node]", "[node"), (1, 6), "is not TOML"),
     ],
 )
 def test_the_table_that_is_wrong_is_pointed_at(

@@ -32,17 +32,18 @@ GRIDS = pytest.mark.parametrize(
 )
 
 
-def card_of(segments: str) -> Card:
+def card_of(segments: str, activation: str) -> Card:
     text = card_toml(
         kind="torchscript",
         needs="spacing_mm = [1, 1, 1]\nintensity = { mean = 0, std = 1 }",
-        network='patch = [8, 8, 8]\nactivation = "softmax"',
+        network=f'patch = [8, 8, 8]\nactivation = "{activation}"',
         segments=segments,
     )
     return parse_card(text, where="card.toml")
 
 
-SOFTMAX, SIGMOID = card_of(SOFTMAX_SEGMENTS), card_of(SIGMOID_SEGMENTS)
+SOFTMAX = card_of(SOFTMAX_SEGMENTS, "softmax")
+SIGMOID = card_of(SIGMOID_SEGMENTS, "sigmoid")
 BY_SIMPLEITK = {"linear": SimpleITK.sitkLinear, "nearest": SimpleITK.sitkNearestNeighbor}
 
 
@@ -169,7 +170,7 @@ def test_overlapping_segments_keep_their_planes(linear):
 def test_many_channels_are_decided_as_one_argmax_decides(monkeypatch):
     """Channels that cannot win are left out early; equals go to the first."""
     monkeypatch.setattr("segnode_models.grid_change._SLAB_BYTES", 1)
-    many = card_of("".join(_segment(number) for number in range(1, 60)))
+    many = card_of("".join(_segment(number) for number in range(1, 60)), "softmax")
     change = GridChange(source=(11, 30, 30), model=(7, 15, 20))
     noise = torch.rand((60, *change.model), generator=torch.Generator().manual_seed(0))
     noise[:, :, :5] = noise[:, :, :5].round(decimals=1)  # equals
@@ -190,7 +191,7 @@ def test_channels_that_cannot_win_are_not_enlarged():
     scores = torch.full((60, 4, 8, 8), 0.1)
     scores[7, :, :4], scores[9, :, 3:] = 0.6, 0.5
     enlarged: list[torch.Tensor] = []
-    many = card_of("".join(_segment(number) for number in range(1, 60)))
+    many = card_of("".join(_segment(number) for number in range(1, 60)), "softmax")
     planes = HighestWins(many)(scores, lambda score: enlarged.append(score) or score)
     assert planes[0].unique().tolist() == [7, 9]
     assert len(enlarged) == 2
@@ -285,7 +286,7 @@ def test_no_float_volume_of_all_channels_stands_on_the_images_grid(monkeypatch):
 
     monkeypatch.setattr(functional, "interpolate", spy)
     monkeypatch.setattr("segnode_models.grid_change._SLAB_BYTES", 4 * 40 * 40 * 8)
-    many = card_of("".join(_segment(number) for number in range(1, 60)))
+    many = card_of("".join(_segment(number) for number in range(1, 60)), "softmax")
     change = GridChange(source=(50, 40, 40), model=(25, 10, 10))
     scores = torch.rand((60, *change.model), generator=torch.Generator().manual_seed(0))
     brought_back(change, scores, HighestWins(many), linear=True, planes=1)

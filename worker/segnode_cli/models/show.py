@@ -37,12 +37,11 @@ def print_models(data: Path, as_json: bool) -> None:
         ]
         print(json.dumps([*map(_entry, offer.models.values()), *refused]))
         return
-    table = Table("model", "version", "kind", "images", "segments", "digest", box=box.SIMPLE_HEAD)
-    for one in offer.models.values():
+    for one in offer.models.values():  # no table: it would cut names, which routes need in full
         card = one.card
-        cells = (card.name, card.version, card.kind, _images(card), _finds(card), one.digest[:12])
-        table.add_row(*map(cell, cells))
-    console.print(table)
+        rest = f" {plain(card.version)}, {card.kind}, {one.digest[:12]}"
+        console.print(Text.assemble((plain(card.name), "bold"), rest), soft_wrap=True)
+        say(f"    takes {plain(_images(card))}; finds {plain(_finds(card))}")
     for name, error in offer.refused.items():
         say(f"{plain(name)} is refused: {plain(error.sentence, 1000)}")
 
