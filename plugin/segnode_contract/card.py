@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from typing import Literal
@@ -116,8 +117,14 @@ class Card:
 
     @property
     def content_label(self) -> str:
-        """Content Label of the SEG: a code string of at most 16 characters."""
-        return self.name.upper().replace("-", "_")[:16]
+        """Content Label of the SEG (PS3.3 C.8.20.2): a code string of at most 16 characters.
+
+        It begins with a letter, as keywords do, and ends with no underscore.
+        """
+        label = re.sub(r"[^A-Z0-9]+", "_", self.name.upper()).strip("_")
+        if not label[:1].isalpha():
+            label = f"M_{label}"
+        return label[:16].strip("_")
 
 
 def parse_card(text: str, *, where: str) -> Card:

@@ -345,6 +345,23 @@ def test_lossy_images_make_a_result_that_says_so(hu, card, identity):
         assert read(data)[keyword].value == value
 
 
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("swin-unetr-btcv-segmentation", "SWIN_UNETR_BTCV"),
+        ("3d-spleen", "M_3D_SPLEEN"),
+        ("123", "M_123"),
+        ("liver-", "LIVER"),
+        ("-", "M"),
+        ("Niere (links) 2.0", "NIERE_LINKS_2_0"),
+    ],
+)
+def test_every_models_name_gives_a_content_label(made, identity, name, label):
+    card = replace(made.card, name=name)
+    data = b"".join(encode(made.stack, made.labels, card, made.findings, identity, MADE_AT))
+    assert read(data).ContentLabel == label
+
+
 def test_long_names_are_cut_to_what_the_standard_holds(made, identity):
     card = replace(made.card, name="a-model-with-a-name-" * 4, version="2026.11.24+long" * 3)
     data = b"".join(encode(made.stack, made.labels, card, made.findings, identity, MADE_AT))
