@@ -25,7 +25,7 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from .trained import CACHE, Grid3, Shapes, Triple, shapes_phantom
+from .trained import Grid3, Shapes, Triple, made_once, shapes_phantom
 
 ROOT = Path(__file__).parents[2]
 CASES = 12
@@ -101,18 +101,14 @@ def trained_nnunets() -> TrainedNnunets:
     """Return both folders, trained now or before."""
     source = Path(__file__).read_text(encoding="utf-8") + inspect.getsource(shapes_phantom)
     made_by = f"{source} {version('nnunetv2')} {version('torch')}"
-    folder = CACHE / f"nnunet-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}"
-    if not folder.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=CACHE, prefix=".nnunet-"))
-        command = [sys.executable, "-m", "tests.models.nnunet_folder", str(made)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
-        try:
-            made.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(made)
+    folder = made_once(f"nnunet-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}", _train_apart)
     return TrainedNnunets(labels=folder / "labels", regions=folder / "regions")
+
+
+def _train_apart(folder: Path) -> None:
+    command = [sys.executable, "-m", "tests.models.nnunet_folder", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def _train_all(folder: Path) -> None:

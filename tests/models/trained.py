@@ -9,8 +9,8 @@ grid of the same extent.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -215,16 +215,27 @@ def _trained(
         # its statistics do not depend on where a patch lies, as those of instance norm do
         "norm": "batch",
     }
-    folder = CACHE / f"{name}-{_source_digest()}"
-    if not folder.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=CACHE, prefix=f".{name}-"))
-        _save(_train(network, truth, loss, activation), made)
-        try:
-            made.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(made)
+    folder = made_once(
+        f"{name}-{_source_digest()}",
+        lambda made: _save(_train(network, truth, loss, activation), made),
+    )
     return Trained(network=network, state_dict=folder / "model.pt", torchscript=folder / "model.ts")
+
+
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder of `CACHE`, which `make` fills where it is not there yet.
+
+    Where several processes want it one makes it, and the others wait.
+    """
+    CACHE.mkdir(parents=True, exist_ok=True)
+    folder = CACHE / name
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            made = Path(tempfile.mkdtemp(dir=CACHE, prefix=f".{name}-"))
+            make(made)
+            made.rename(folder)
+    return folder
 
 
 def _source_digest() -> str:
