@@ -5,7 +5,7 @@ TEST_PACKAGES = chromium dicom3tools dcmtk postgresql docker-compose openssl pro
 # npm, of the extra `viewer`, looks for node on the path
 FETCH = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python setup
 
-.PHONY: demo test test-trixie faults fuzz bench load setup test-setup clean
+.PHONY: demo test test-trixie gpu faults fuzz bench load setup test-setup clean
 
 demo: setup
 	@.venv/bin/segnode demo $(if $(STUDY),--study "$(STUDY)") $(if $(EXIT),--exit)
@@ -35,6 +35,10 @@ test-trixie:
 	@setup/debian.sh debootstrap
 	@setup/trixie.sh "make test-setup && .venv/bin/pytest -W 'ignore:unclosed database:ResourceWarning' \
 		$(or $(TESTS),tests/plugin tests/system)"
+
+# needs a CUDA device, no Orthanc and no Redis
+gpu:
+	.venv/bin/pytest -s tests/gpu
 
 faults: test-setup
 	@.venv/bin/python -m tests.faults.matrix $(FAULTS)

@@ -37,6 +37,7 @@ from segnode_contract.errors import ModelFailed, UnsuitableSeries
 from segnode_contract.findings import Findings
 from segnode_models.model import InputVolume, Stopped
 from segnode_models.nnunet.model import NnunetModel
+from segnode_models.nnunet.predictor import Predictor
 from segnode_worker.volume import for_model
 
 from .nnunet_folder import (
@@ -658,6 +659,30 @@ def test_a_network_that_gives_nan_is_told(folder):
     with pytest.raises(ModelFailed, match="NaN or infinity") as error:
         segmented(model, LABELS.phantom(SEED).hu, LABELS.spacing_mm)
     assert error.value.code == "model-output"
+
+
+class NoRoom:
+    """A predictor on a GPU that has no room for sums."""
+
+    device = torch.device("cuda:0")
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def _summed(self, data: torch.Tensor, _: object, home: torch.device) -> torch.Tensor:
+        if home.type == "cuda":
+            raise self._error
+        return data
+
+
+def test_sums_go_to_the_host_where_the_gpu_has_no_room_and_other_errors_are_passed_on():
+    sums = Predictor._internal_predict_sliding_window_return_logits
+    data = torch.zeros(1)
+    no_engine = "GET was unable to find an engine to execute this computation"
+    for words in ("CUDA out of memory", no_engine):
+        assert sums(NoRoom(RuntimeError(words)), data, []) is data
+    with pytest.raises(RuntimeError, match="illegal"):
+        sums(NoRoom(RuntimeError("CUDA error: an illegal memory access")), data, [])
 
 
 def test_without_nnunetv2_the_extra_is_named(folder, monkeypatch):

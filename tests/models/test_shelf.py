@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from segnode_models.memory import lacks_memory
 from segnode_models.registry import ListedModel, builtin_models
 from segnode_models.shelf import Shelf
 
@@ -20,13 +22,16 @@ class Device:
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.free = 100 * MB
+        self.limits: list[int] = []
         self.most = 0
         self.loads: list[str] = []
 
     def budget(self) -> int:
-        return 100 * MB
+        return self.free
 
-    def limit(self, budget: int) -> None: ...
+    def limit(self, budget: int) -> None:
+        self.limits.append(budget)
 
     def used(self) -> int:
         return self.bytes
@@ -131,6 +136,63 @@ def test_a_shelf_tells_what_stands_on_it_and_what_that_takes(shelf: Shelf, devic
     said = [(one.name, one.version, one.digest, one.weights // MB) for one in shelf.standing()]
     assert said == [("lung", CARD.version, "lung", 20), ("liver", CARD.version, "liver", 10)]
     assert shelf.budget == 100 * MB
+
+
+def test_the_budget_is_measured_again_while_no_model_is_loaded(device: Device) -> None:
+    shelf = Shelf("cpu", meter=device)
+    device.free = 200 * MB  # a process that had been killed gave its memory back only now
+    shelf.take(device.model("liver", weights_mb=10, says_mb=10))
+    device.free = 300 * MB
+    shelf.take(device.model("lung", weights_mb=10, says_mb=10))
+    assert device.limits == [100 * MB, 200 * MB]
+    assert shelf.budget == 200 * MB
+
+
+def test_a_budget_that_was_given_stays(shelf: Shelf, device: Device) -> None:
+    device.free = 200 * MB
+    shelf.take(device.model("liver", weights_mb=10, says_mb=10))
+    assert shelf.budget == 100 * MB
+
+
+def test_a_model_that_lacked_memory_as_it_was_loaded_is_gone_when_it_is_tried_alone(
+    shelf: Shelf, device: Device
+) -> None:
+    seen: list[int] = []
+
+    def load(where: str) -> Weights:
+        seen.append(device.bytes)
+        weights = Weights(device, 40 * MB)
+        if len(seen) == 1:
+            raise MemoryError
+        return weights
+
+    shelf.take(device.model("lung", weights_mb=10, says_mb=10))
+    shelf.take(replace(device.model("liver", weights_mb=40, says_mb=40), load=load))
+    assert seen == [10 * MB, 0]
+    assert set(shelf.loaded) == {"liver"}
+
+
+def _caused_by(cause: Exception) -> Exception:
+    error = ValueError("The model failed.")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize("wrapped", [lambda error: error, _caused_by])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "CUDA driver error: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_what_torch_says_of_too_little_memory_is_known(
+    words: str, wrapped: Callable[[Exception], Exception]
+) -> None:
+    assert lacks_memory(wrapped(RuntimeError(words)))
+    assert not lacks_memory(wrapped(RuntimeError("CUDA error: device-side assert triggered")))
 
 
 def test_the_hosts_meter_sees_what_is_taken() -> None:

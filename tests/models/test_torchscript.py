@@ -281,6 +281,13 @@ class Logarithm(nn.Module):
         return seen.repeat(1, 3, 1, 1, 1).log()
 
 
+class Elsewhere(nn.Module):
+    """Has the device of its making in its code, as a network has that was traced."""
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return seen.repeat(1, 3, 1, 1, 1) + torch.zeros([1], device="cuda:0")
+
+
 class Greedy(nn.Module):
     def forward(self, seen: Tensor) -> Tensor:
         return torch.zeros([1, 3, 100000, 100000, 10000])
@@ -404,6 +411,7 @@ def test_weights_that_are_no_program_are_refused_unread(tmp_path, write):
         ({}, nn.Conv3d(2, 3, 3), "model-channels", "is 2 for the network of shapes and 1 in its"),
         ({}, Halved(), "model-mismatch", r"\[1, 3, 16, 48, 48\]"),
         ({}, Several(), "model-output", "a list"),
+        ({}, Elsewhere(), "model-mismatch", "traced on another device than cpu"),
     ],
     ids=[
         "channel that is not there",
@@ -412,6 +420,7 @@ def test_weights_that_are_no_program_are_refused_unread(tmp_path, write):
         "too few series",
         "another space",
         "several outputs",
+        "another device",
     ],
 )
 def test_a_card_that_does_not_fit_its_network_is_refused_when_it_is_loaded(

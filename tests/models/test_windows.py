@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from monai.inferers import sliding_window_inference
@@ -10,9 +12,9 @@ from torch import Tensor, nn
 from segnode_contract.errors import ModelFailed
 from segnode_models import windows
 from segnode_models.model import Stopped
-from segnode_models.windows import Windows, slide
+from segnode_models.windows import Pace, Windows, slide
 
-GPU = ["cuda"] if torch.cuda.is_available() else []
+GPU = ["cuda:0"] if torch.cuda.is_available() else []
 needs_gpu = pytest.mark.skipif(not GPU, reason="there is no CUDA device")
 
 
@@ -162,7 +164,7 @@ class _OnDevice:
 
 @needs_gpu
 def test_sums_on_the_host_give_the_same(monkeypatch):
-    device = torch.device("cuda")
+    device = torch.device("cuda:0")
     network, values = network_of().to(device), noise(1, 40, 30, 20)
     how = Windows(patch=(16, 16, 16), overlap=0.5, blend="gaussian")
     expected = torch.cat(scores_of(network, values, how, device), dim=1)
@@ -175,10 +177,10 @@ def test_sums_on_the_host_give_the_same(monkeypatch):
 @needs_gpu
 def test_room_on_a_gpu_is_part_of_what_is_free():
     _, total = torch.cuda.mem_get_info()
-    assert 0 < windows._room(torch.device("cuda")) < total
+    assert 0 < windows._room(torch.device("cuda:0")) < total
     torch.cuda.set_per_process_memory_fraction(0.01)
     try:
-        assert windows._room(torch.device("cuda")) < 0.01 * total
+        assert windows._room(torch.device("cuda:0")) < 0.01 * total
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -235,6 +237,37 @@ def test_a_job_that_is_not_wanted_any_more_stops_after_the_window(device):
     with pytest.raises(Stopped):
         scores_of(network, noise(1, 16, 16, 16), how, device, told=told)
     assert len(seen) == 1
+
+
+def test_no_more_than_two_windows_wait_for_a_gpu(monkeypatch):
+    given: list[Done] = []
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: Done(given.append))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+    pace = Pace(torch.device("cuda:0"))
+    for _ in range(5):
+        pace.keep()
+    assert [one.awaited for one in given] == [True, True, True, False, False]
+
+
+def test_each_window_keeps_the_pace(device, monkeypatch):
+    kept: list[torch.device] = []
+    monkeypatch.setattr(Pace, "keep", lambda pace: kept.append(pace._device))
+    how = Windows(patch=(8, 8, 8), overlap=0.0, blend="constant")
+    scores_of(network_of().to(device), noise(1, 16, 8, 16), how, device)
+    assert kept == [device] * 4
+
+
+class Done:
+    """What a GPU says when it has come so far."""
+
+    def __init__(self, given: Callable[[Done], None]) -> None:
+        self._given, self.awaited = given, False
+
+    def record(self, stream: object) -> None:
+        self._given(self)
+
+    def synchronize(self) -> None:
+        self.awaited = True
 
 
 @pytest.mark.parametrize(

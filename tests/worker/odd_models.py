@@ -1,4 +1,4 @@
-"""A model process whose models misbehave on purpose: `python odd_models.py [cpu] FD`."""
+"""A model process whose models misbehave on purpose: `python odd_models.py [cpu|lost] FD`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from segnode_contract.card import Card, parse_card
 from segnode_contract.errors import ModelFailed, ModelUntrusted
 from segnode_contract.findings import Findings, Withheld
+from segnode_models import server
 from segnode_models.memory import meter_of
 from segnode_models.model import InputVolume, Told
 from segnode_models.registry import ListedModel, Offer
@@ -143,6 +144,8 @@ if __name__ == "__main__":
         models[name] = ListedModel(card=Odd(name).card, digest=name, load=load)
     offer = Offer(models=models, refused={"foreign": ModelUntrusted("It is not trusted.")})
     listener = socket.socket(fileno=int(sys.argv[-1]))
+    if sys.argv[1] == "lost":
+        server.answers = lambda device: False
     if sys.argv[1] == HOST:
-        Server(lambda: offer, Shelf(HOST), None).serve(listener)
+        Server(lambda: offer, Shelf(HOST), None, "The driver is too old.").serve(listener)
     Server(lambda: offer, Shelf("meta", meter=meter_of(HOST)), Shelf(HOST)).serve(listener)

@@ -176,9 +176,25 @@ def test_without_a_gpu_the_cards_that_allow_it_alone_run_on_the_cpu(volume: hd.V
         labels, _ = process.segment(cards["bright"], "bright", volume, {})
         assert labels.any()
         assert "its card says cpu = false" in known.refused["counts"]
+        assert known.refused["(GPU)"] == "The driver is too old."
         with pytest.raises(PermanentError, match="its card says cpu = false") as raised:
             process.segment(replace(cards["bright"], name="counts"), "counts", volume, {})
         assert raised.value.code == "model-needs-gpu"
+    finally:
+        service.stop()
+
+
+def test_a_failure_that_leaves_the_gpu_lost_ends_the_process(volume: hd.Volume) -> None:
+    service = ModelService([PROGRAM, "lost"], reads=[Path(PROGRAM).parent])
+    service.start()
+    try:
+        process = ModelProcess(service)
+        cards = {model.card.name: model.card for model in process.models(60).models}
+        with pytest.raises(PermanentError, match="stopped with RuntimeError"):
+            process.segment(cards["raises"], "raises", volume, {})
+        labels, _ = process.segment(cards["bright"], "bright", volume, {})
+        assert labels.any()
+        assert service.current() == 2
     finally:
         service.stop()
 
@@ -265,3 +281,17 @@ def test_a_late_order_does_not_end_the_next_process(
     service.kill(-1)
     labels, _ = process.segment(cards["bright"], "bright", volume, {})
     assert labels.any()
+
+
+def test_the_models_log_says_what_happened_to_which(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.chmod(0o755)  # for the model process, which is another user
+    (tmp_path / "changed.pins.json").write_text('{"files": {"card.toml": "00"}}')
+    service = ModelService(models=tmp_path)
+    service.start()
+    try:
+        ModelProcess(service).models(60)
+    finally:
+        service.stop()
+    assert "WARNING model refused model=changed code=" in capfd.readouterr().err

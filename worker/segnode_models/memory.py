@@ -14,10 +14,15 @@ _WORDS = (
     "DefaultCPUAllocator: can't allocate memory",
     "CUDA out of memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "was unable to find an engine to execute this computation",
 )
 """How torch says that there is not enough memory where its own class of error does not tell: out
-of TorchScript, say."""
+of TorchScript, say. The last is a convolution for which no algorithm had room: that the GPU has
+any was tried at the start."""
 _HOST_SHARE = 0.5
 """Of the machine's memory: the rest is for worker children, archive and ledger."""
 _GPU_SHARE = 0.9

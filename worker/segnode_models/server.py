@@ -34,23 +34,19 @@ from segnode_contract.errors import (
 from segnode_contract.events import log_events
 from segnode_contract.findings import Findings
 from segnode_contract.model_link import receive, send
+from segnode_models.device import answers, chosen_device
 from segnode_models.memory import lacks_memory, name_of
 from segnode_models.model import InputVolume, Model, Prepares, Stopped, Told
 from segnode_models.registry import Catalogue, ListedModel, Offer
 from segnode_models.shelf import HOST, Shelf
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("segnode_models.server")  # the module runs as __main__
 
 _DESCRIPTORS = 32
 """Arrays of one request at most."""
 _GRACE_S = 5.0
 """Who asked has this long to end us first, and then knows why."""
 _LOAD_S = 600.0
-_NO_CUDA = (
-    "This machine has a GPU that the model process cannot use, so that models run on the CPU: see "
-    "whether nvidia-smi and the CUDA build of torch work, and whether /dev/nvidia-uvm was there "
-    "when the worker started."
-)
 
 
 class Server:
@@ -64,11 +60,16 @@ class Server:
         Of the device that models run on.
     host
         Of the CPU, for models that need too much memory there and may run here.
+    no_gpu
+        Why the GPU that is there is not the device; empty where it is, or none is there.
     """
 
-    def __init__(self, offer: Callable[[], Offer], shelf: Shelf, host: Shelf | None) -> None:
+    def __init__(
+        self, offer: Callable[[], Offer], shelf: Shelf, host: Shelf | None, no_gpu: str = ""
+    ) -> None:
         self._offer = offer
         self._shelf = shelf
+        self._no_gpu = no_gpu
         self._name = name_of(shelf.device)
         self._host = host
         self._device = threading.Lock()
@@ -148,8 +149,8 @@ class Server:
         offer = self._usable()
         models = [{"digest": d, "card": m.card.source} for d, m in offer.models.items()]
         refused = {name: error.sentence for name, error in offer.refused.items()}
-        if self._shelf.device == HOST and any(Path("/dev").glob("nvidia[0-9]*")):
-            refused["(GPU)"] = _NO_CUDA
+        if self._no_gpu:
+            refused["(GPU)"] = self._no_gpu
         standing = self._shelf.standing()
         loaded = [
             {"model": s.name, "version": s.version, "digest": s.digest, "mb": s.weights >> 20}
@@ -200,12 +201,7 @@ class Server:
         send(link, reply)
 
     def _loaded(self, listed: ListedModel, shelf: Shelf) -> Model:
-        try:
-            model = shelf.take(listed)
-        except Exception as error:
-            if not (lacks_memory(error) and shelf.keep_only(listed)):
-                raise
-            model = shelf.take(listed)
+        model = shelf.take(listed)
         if listed.digest not in self._offer().models:
             raise ModelUntrusted(
                 f"The files of {listed.card.name} were replaced while they were read; new studies "
@@ -219,7 +215,7 @@ class Server:
         """Return what is said of a model's failure."""
         if isinstance(error, Stopped):
             return {"code": "stopped", "sentence": "Nobody waits for the result any more."}
-        self._broken = "CUDA error" in str(error) and not lacks_memory(error)
+        self._broken = not answers(self._shelf.device)
         known = error if isinstance(error, SegnodeError) else _as_ours(card, error)
         return {"code": known.code, "sentence": known.sentence} | self._profile(card)
 
@@ -336,22 +332,27 @@ def _no_longer_than(seconds: float) -> Iterator[None]:
 def main() -> None:
     """Serve the models that are built in, and those in the folder `SEGNODE_MODELS`."""
     log_events()
+    if lifeline := os.environ.get("SEGNODE_MODEL_LIFELINE"):
+        threading.Thread(target=_end_with, args=(int(lifeline),), daemon=True).start()
     listener = socket.socket(fileno=int(sys.argv[1]))
-    given = os.environ.get("SEGNODE_DEVICE", "auto")
-    device = _first_device() if given == "auto" else given
+    device, no_gpu = chosen_device(os.environ.get("SEGNODE_DEVICE", "auto"))
+    log.info("model process started", extra={"device": name_of(device)})
+    if no_gpu:
+        log.warning(no_gpu)
     folder = os.environ.get("SEGNODE_MODELS")
     trusted = os.environ.get("SEGNODE_MODEL_TRUST") == "1"
     catalogue = Catalogue(Path(folder) if folder else None, trusted=trusted)
     for name, error in catalogue.offer().refused.items():
         log.warning("model refused", extra={"model": name, "code": error.code})
     shelf = Shelf(device, int(os.environ.get("SEGNODE_MODEL_MEMORY_MB", "0")) << 20)
-    Server(catalogue.offer, shelf, None if device == HOST else Shelf(HOST)).serve(listener)
+    host = None if device == HOST else Shelf(HOST)
+    Server(catalogue.offer, shelf, host, no_gpu).serve(listener)
 
 
-def _first_device() -> str:
-    import torch  # noqa: PLC0415 - it takes more than a second, which tests' models need not spend
-
-    return "cuda:0" if torch.cuda.is_available() else HOST
+def _end_with(lifeline: int) -> None:
+    """End this process with the worker service: when killed early, bwrap leaves it behind."""
+    os.read(lifeline, 1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

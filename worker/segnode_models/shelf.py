@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from segnode_models.memory import Meter, Need, meter_of
+from segnode_models.memory import Meter, Need, lacks_memory, meter_of
 from segnode_models.model import Model
 from segnode_models.registry import ListedModel
 
@@ -47,7 +47,7 @@ class Shelf:
     device
         A torch device, ``cpu`` or ``cuda:0``.
     budget
-        Bytes that all models together may take; 0 for what the meter says.
+        Bytes that all models together may take; 0 for what the meter says while none is loaded.
     meter
         For tests.
     """
@@ -55,8 +55,8 @@ class Shelf:
     def __init__(self, device: str, budget: int = 0, meter: Meter | None = None) -> None:
         self.device = device
         self._meter = meter or meter_of(device)
-        self.budget = budget or self._meter.budget()
-        self._meter.limit(self.budget)
+        self._given = budget
+        self._measure_budget()
         self._standing: OrderedDict[str, _Standing] = OrderedDict()
         self._needs: dict[str, Need] = {}
 
@@ -89,8 +89,16 @@ class Shelf:
         digest = listed.digest
         if digest in self._standing:
             self._standing.move_to_end(digest)
+        if not self._standing:
+            self._measure_budget()
         self._make_room(listed)
         if digest not in self._standing:
+            try:
+                self._load(listed)
+            except Exception as error:
+                if not (lacks_memory(error) and self.keep_only(listed)):
+                    raise
+        if digest not in self._standing:  # what the error held of it is free only now
             self._load(listed)
         return self._standing[digest].model
 
@@ -112,6 +120,11 @@ class Shelf:
         for digest in others:
             self._drop(digest)
         return bool(others)
+
+    def _measure_budget(self) -> None:
+        """Ask how much is free: at the start a process that ended may not have given back all."""
+        self.budget = self._given or self._meter.budget()
+        self._meter.limit(self.budget)
 
     def _make_room(self, listed: ListedModel) -> None:
         """Take models off until this one has what it was seen to need, or what its card says.

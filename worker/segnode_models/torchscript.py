@@ -27,6 +27,8 @@ from segnode_models.windows import Windows, scores_of, slide
 
 _MOST_CHANNELS = 8
 """Tried, to tell how many a network takes when it refuses the card's number."""
+_OTHER_DEVICE = ("same device", "'CUDA' backend")
+"""Words of torch's where a program names a device itself; what it names is not moved by loading."""
 
 
 class TorchScriptModel:
@@ -82,7 +84,7 @@ class TorchScriptModel:
         except RuntimeError as error:
             if lacks_memory(error):
                 raise
-            raise self._refused(inputs) from error
+            raise self._refused(inputs, error) from error
         for segment in self.card.segments:
             if not 0 <= segment.channel < channels:
                 raise ModelFailed(
@@ -96,8 +98,15 @@ class TorchScriptModel:
         seen = torch.zeros((inputs, *self._network.patch), device=self._device)
         return scores_of(self._program, seen, half=self._half)
 
-    def _refused(self, inputs: int) -> ModelFailed:
+    def _refused(self, inputs: int, error: RuntimeError) -> ModelFailed:
         """Return why the network does not take a patch: is it the number of channels?"""
+        if any(words in str(error) for words in _OTHER_DEVICE):
+            return ModelFailed(
+                f"The network of {self.card.name} was traced on another device than "
+                f"{self._device.type}, which its program names; trace it on {self._device.type}, "
+                "or save it by torch.jit.script.",
+                code="model-mismatch",
+            )
         for other in range(1, _MOST_CHANNELS + 1):
             if self._takes(other):
                 return ModelFailed(

@@ -7,6 +7,7 @@ kept only of the slices that the next ones may still reach: as many as a window 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -28,6 +29,8 @@ _CHUNK_BYTES = 32 << 20
 _LEAST_WEIGHT = 1e-3
 _SHARE_OF_FREE = 0.5
 """Of a GPU's free memory that sums may take; the network wants the rest."""
+_AHEAD = 2
+"""Windows that may wait for a GPU: enough to keep it busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,28 @@ class Windows:
                 weights *= bell.reshape([-1 if one == axis else 1 for one in range(3)])
             weights.clamp_(min=max(float(weights.min()), _LEAST_WEIGHT))
         return weights
+
+
+class Pace:
+    """Keeps who hands windows to a GPU from running ahead of it.
+
+    A GPU takes work as fast as it is given and does it later: progress would tell of work that is
+    not done, and a job that is to stop would not until the GPU had gone through all of it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._given: deque[torch.cuda.Event] = deque()
+
+    def keep(self) -> None:
+        """Wait until no more than a few windows, one each call, are left to do."""
+        if self._device.type != "cuda":
+            return
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        self._given.append(event)
+        if len(self._given) > _AHEAD:
+            self._given.popleft().synchronize()
 
 
 def slide(
@@ -99,6 +124,7 @@ def slide(
     starts, *across = windows.starts((depth, rows, columns))
     total = len(starts) * len(across[0]) * len(across[1])
     sums: _Sums | None = None
+    pace = Pace(device)
     done = 0
     with torch.inference_mode():
         for first, next_first in zip(starts, [*starts[1:], depth], strict=True):
@@ -109,6 +135,7 @@ def slide(
                 if sums is None:
                     sums = _Sums(len(scores), rows, columns, windows.weights(device))
                 sums.add(scores, place)
+                pace.keep()
                 done += 1
                 told(done / total)
             for chunk in sums.finished(first, next_first, inside) if sums else ():

@@ -24,7 +24,9 @@ from segnode_contract.errors import ModelFailed
 from segnode_models.bundle.config import BundleParts, read_bundle
 from segnode_models.bundle.inversion import ChannelwiseInversion
 from segnode_models.bundle.scripts import BundleScripts
+from segnode_models.memory import lacks_memory
 from segnode_models.model import Told
+from segnode_models.windows import Pace
 
 T = TypeVar("T")
 
@@ -44,7 +46,7 @@ class Bundle:
     def __init__(
         self, folder: Path, network: BundleNetwork, device: torch.device, *, half: bool
     ) -> None:
-        self._image, self._pred = network.image, network.pred
+        self._image, self._pred, self._config = network.image, network.pred, network.config
         self._device, self._half = device, half
         self._scripts = BundleScripts(folder)
         with self._scripts.importable(), _quiet():
@@ -95,7 +97,8 @@ class Bundle:
             shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
             raise ModelFailed(
                 f"The bundle's preprocessing gives an image of shape {shape}; channels and three "
-                "axes are needed: add EnsureChannelFirstd, say.",
+                "axes are needed: add EnsureChannelFirstd, say, to the preprocessing in "
+                f"{self._config}, and add the model again.",
                 code="model-mismatch",
             )
         return image.to(self._device)
@@ -104,18 +107,18 @@ class Bundle:
         """Return the network's output for one image, channels first."""
         parts = self._parts
         inputs = image.as_tensor() if isinstance(image, MetaTensor) else image
-        network = _Telling(parts.network, _calls(parts.inferer, inputs.shape[1:]), told)
+        calls = _calls(parts.inferer, inputs.shape[1:])
+        network = _Telling(parts.network, calls, told, Pace(self._device))
         try:
             with torch.autocast(self._device.type, torch.float16, enabled=self._half):
                 output = parts.inferer(inputs[None], network)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            if parts.channels in {None, len(image)}:
+            if lacks_memory(error) or parts.channels in {None, len(image)}:
                 raise
             raise ModelFailed(
                 f"The network takes {parts.channels} channels by the bundle's metadata.json, and "
-                f"its preprocessing made {len(image)} of the images; mend the series on the card.",
+                f"its preprocessing made {len(image)} of the images; mend the series on the card "
+                "and add the model again.",
                 code="model-channels",
             ) from error
         if not isinstance(output, Tensor) or len(output) != 1:
@@ -138,12 +141,13 @@ class Bundle:
 class _Telling(Module):
     """A network that tells of each call, of which there are `calls` where that is known."""
 
-    def __init__(self, network: Module, calls: int | None, told: Told) -> None:
+    def __init__(self, network: Module, calls: int | None, told: Told, pace: Pace) -> None:
         super().__init__()
-        self._network, self._calls, self._told = network, calls, told
+        self._network, self._calls, self._told, self._pace = network, calls, told, pace
         self._done = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._pace.keep()
         share = min(1.0, self._done / self._calls) if self._calls else 0.0
         self._told(_PREPARED + (_INFERRED - _PREPARED) * share)
         self._done += 1

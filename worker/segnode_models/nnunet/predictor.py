@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from segnode_contract.card_network import NnunetNetwork
 from segnode_contract.errors import ModelFailed
+from segnode_models.memory import lacks_memory
 from segnode_models.model import Told
 from segnode_models.nnunet.plans import Plans
+from segnode_models.windows import Pace
 
 _HOST = torch.device("cpu")
 _WEIGHT = 10
@@ -72,11 +74,12 @@ class Predictor(nnUNetPredictor):  # type: ignore[misc] # nnunetv2 has no types
                     code="model-mismatch",
                 ) from error
         self._told: Told = lambda _: None
+        self._pace = Pace(device)
         self._fold = 0
         """Whose turn it is."""
         self._share = 0.0
         """Of the work that is done."""
-        network.register_forward_pre_hook(lambda *_: self._told(self._share))
+        network.register_forward_pre_hook(lambda *_: self._tell())
         self._half = half
         self._folds = [*folds] if len(folds) > 1 else [None]
         """Loaded in turn; None stands for one that is loaded for good."""
@@ -118,6 +121,10 @@ class Predictor(nnUNetPredictor):  # type: ignore[misc] # nnunetv2 has no types
             total = total.to(one.device).add_(one)
         return total.div_(len(self._folds))
 
+    def _tell(self) -> None:
+        self._pace.keep()
+        self._told(self._share)
+
     def _of_fold(self, number: int, data: Tensor) -> Tensor:
         self._fold = number
         weights = self._folds[number]
@@ -130,9 +137,12 @@ class Predictor(nnUNetPredictor):  # type: ignore[misc] # nnunetv2 has no types
         self, data: Tensor, slicers: Sequence[tuple[slice | int, ...]], do_on_device: bool = False
     ) -> Tensor:
         if self.device != _HOST:
-            with suppress(torch.OutOfMemoryError):
+            try:
                 return self._summed(data, slicers, self.device)
-            torch.cuda.empty_cache()
+            except RuntimeError as error:
+                if not lacks_memory(error):
+                    raise
+            torch.cuda.empty_cache()  # not before the error is gone, which holds the sums
         return self._summed(data, slicers, _HOST)
 
     def _summed(
