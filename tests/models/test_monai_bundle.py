@@ -701,6 +701,18 @@ def missing_file(config):
     config["network_def"] = "$torch.load(@bundle_root + '/models/architecture.pt')"
 
 
+def errors_in_colour(config):
+    config["network_def"] = {"_target_": "scripts.colour.Network"}
+
+
+def prompts(config):
+    config["inferer"] = {"_target_": "scripts.prompts.Prompted", "roi_size": 96}
+
+
+def few_arguments(config):
+    config["inferer"] = "$lambda image: image"
+
+
 def no_network(config):
     config["network_def"] = {"_target_": "torch.nn.ReLU", "_mode_": "callable"}
 
@@ -731,6 +743,92 @@ def test_a_card_that_names_another_result_is_refused(folder, shapes):
     failed = failure(make_bundle(folder, trained_softmax()), card, shapes)
     assert failed.code == "model-mismatch"
     assert "works on 'pred', and the card has 'labels'" in failed.sentence
+
+
+COLOUR = r"""
+class Network:
+    def __init__(self):
+        raise ValueError(
+            "Weights \x1b[1monly\x1b[0m\x07 failed (torch 2.6. or so). You have two options,\n"
+            "(1) do those"
+        )
+"""
+
+
+@pytest.mark.parametrize("program", [True, False], ids=["with model.ts", "without"])
+def test_a_network_that_cannot_be_built_says_why_and_that_a_program_needs_no_building(
+    folder, shapes, program
+):
+    bundle = make_bundle(folder, trained_softmax(), change=errors_in_colour)
+    (bundle / "scripts").mkdir()
+    (bundle / "scripts/colour.py").write_text(COLOUR)
+    if not program:
+        (bundle / "models/model.ts").unlink()
+    sentence = failure(bundle, card_of(), shapes).sentence
+    why = "ValueError: Weights only failed (torch 2.6. or so)."
+    way_out = (
+        ' The bundle\'s models/model.ts needs no building: set weights = "models/model.ts" below '
+        "[network] on the card, and add the model again."
+    )
+    assert sentence.endswith(why + way_out * program)
+    model = loaded(bundle, card_of(network=PROGRAM)) if program else None
+    assert model is None or segmented(model, shapes.hu, shapes.spacing_mm).any()
+
+
+PROMPTS = """
+class Prompted:
+    def __init__(self, roi_size):
+        pass
+
+    def __call__(self, inputs, network, point_coords, *, class_vector, labels=None, **others):
+        raise AssertionError
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "needed"),
+    [
+        (prompts, "'inputs', 'network', 'point_coords', 'class_vector';"),
+        (few_arguments, "'image';"),
+    ],
+)
+def test_an_inferer_that_wants_prompts_is_refused_before_its_weights_are_read(
+    folder, change, needed
+):
+    bundle = make_bundle(folder, trained_softmax(), change=change)
+    (bundle / "scripts").mkdir()
+    (bundle / "scripts/prompts.py").write_text(PROMPTS)
+    (bundle / "models/model.pt").unlink()
+    with pytest.raises(ModelFailed, match="no prompts") as raised:
+        loaded(bundle, card_of())
+    assert raised.value.code == "model-mismatch"
+    assert f"inferer of configs/inference.json needs {needed}" in raised.value.sentence
+
+
+def test_slices_as_acquired_cannot_be_asked_for_and_are_refused(folder, shapes):
+    def slice_by_slice(config):
+        config["network_def"] = {
+            "_target_": "torch.nn.Conv2d",
+            "in_channels": 1,
+            "out_channels": 2,
+            "kernel_size": 1,
+        }
+        config["inferer"] = {"_target_": "SliceInferer", "roi_size": [32, 32], "spatial_dim": 0}
+
+    def as_acquired(config):
+        slice_by_slice(config)
+        without("preprocessing", "Orientationd")(config)
+
+    weights = {"weight": torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1), "bias": torch.zeros(2)}
+    for change in (slice_by_slice, as_acquired):
+        bundle = make_bundle(folder / change.__name__, trained_softmax(), change=change)
+        torch.save(weights, bundle / "models/model.pt")
+    turned = loaded(folder / "slice_by_slice", card_of())
+    assert segmented(turned, shapes.hu, shapes.spacing_mm).any()
+    with pytest.raises(ModelFailed, match=r"short-axis .* cannot be asked for") as raised:
+        loaded(folder / "as_acquired", card_of())
+    assert raised.value.code == "model-mismatch"
+    assert "add Orientationd to the preprocessing in configs/inference.json" in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["inference.json", "metadata.json"])
@@ -873,6 +971,56 @@ def test_a_label_that_the_card_does_not_name_is_refused(folder, shapes):
     assert failed.code == "model-strange-label"
     assert "label 2, which no segment" in failed.sentence
     assert "1 Organ" in failed.sentence
+
+
+def test_labels_that_a_bundle_makes_of_its_channels_are_told_where_the_card_names_channels(
+    folder, shapes
+):
+    """As brats does: the labels are not the channels, so that adding 1 to each would mislead."""
+
+    def one_map(config):
+        combined = "$lambda x: torch.where(x[[1]] > 0, 4, torch.where(x[[0]] > 0, 2, 0))"
+        config["postprocessing"]["transforms"].append(
+            {"_target_": "Lambdad", "keys": "pred", "func": combined}
+        )
+
+    bundle = make_bundle(folder, trained_sigmoid(), ending=THRESHOLD, change=one_map)
+    failed = failure(bundle, card_of(SIGMOID_SEGMENTS), shapes)
+    assert failed.code == "model-mismatch"
+    assert "'Organ' is channel 0" in failed.sentence
+    assert "with 2, 4; a label need not mean what the network's channel did" in failed.sentence
+    assert "see in configs/inference.json what each means" in failed.sentence
+
+
+def needs_invertd(config):
+    without("postprocessing", "Invertd")(config)
+
+
+def needs_channels(config):
+    for target in ("EnsureChannelFirstd", "Orientationd", "Spacingd"):
+        without("preprocessing", target)(config)
+
+
+def gives_scores(config):
+    without("postprocessing", "AsDiscreted")(config)
+
+
+def gives_halves(config):
+    config["postprocessing"]["transforms"].append(
+        {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x * 0.5"}
+    )
+
+
+@pytest.mark.parametrize("change", [needs_invertd, needs_channels, gives_scores, gives_halves])
+def test_what_must_change_in_a_bundle_names_the_file_and_that_it_must_be_added_again(
+    folder, change
+):
+    bundle = make_bundle(folder, trained_softmax(), change=change)
+    (bundle / "configs/inference.json").rename(bundle / "configs/ours.json")
+    finer = shapes_phantom(SEED, shape=(24, 64, 80), spacing_mm=(6.0, 2.0, 1.6))
+    failed = failure(bundle, card_of(network='config = "configs/ours.json"'), finer)
+    assert "processing in configs/ours.json" in failed.sentence
+    assert failed.sentence.endswith("add the model again.")
 
 
 @pytest.mark.parametrize(

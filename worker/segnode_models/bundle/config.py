@@ -6,6 +6,8 @@ built here. Its `LoadImaged` reads from memory, and its `SaveImaged` is left out
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +20,10 @@ import numpy as np
 import torch
 from monai.bundle.config_parser import ConfigParser
 from monai.data.image_reader import ImageReader
+from monai.inferers.inferer import SliceInferer
 from monai.transforms.compose import Compose
 from monai.transforms.io.dictionary import LoadImaged
+from monai.transforms.spatial.dictionary import Orientationd
 from monai.transforms.transform import MapTransform
 from numpy.typing import NDArray
 from torch.nn import Module
@@ -42,6 +46,8 @@ _IDS = {
     "network": ("network_def", "network", "evaluator#network"),
 }
 """Where a part may stand: by its usual name, or only where the rest of the bundle takes it from."""
+_PROGRAM = "models/model.ts"
+"""Network and weights in one, as the Model Zoo names it; needs no configuration to be built."""
 _LOADERS = {"LoadImaged", "LoadImageD", "LoadImageDict"}
 _SAVERS = {"SaveImaged", "SaveImageD", "SaveImageDict"}
 
@@ -122,12 +128,14 @@ def read_bundle(folder: Path, card: BundleNetwork, device: torch.device) -> Bund
     before, after = (_part(parser, part, card) for part in ("preprocessing", "postprocessing"))
     loaders = [one for one in _transforms(before) if isinstance(one, LoadImaged)]
     _check_keys(loaders, _transforms(after), card)
+    inferer = _inferer(parser, card, device)
+    _check_slices(inferer, _transforms(before), card)
     # an instance is a documented argument of LoadImaged, though not in its types
     load = () if loaders else (LoadImaged(card.image, reader=reader),)  # type: ignore[arg-type]
     return BundleParts(
         preprocessing=(*load, *_steps(before)),
         reader=reader,
-        inferer=_inferer(parser, card, device),
+        inferer=inferer,
         network=_network(parser, card, folder / card.weights, device),
         postprocessing=with_channelwise_inversion(_steps(after), card.pred),
         channels=_channels(parser, card),
@@ -136,6 +144,7 @@ def read_bundle(folder: Path, card: BundleNetwork, device: torch.device) -> Bund
 
 def _inferer(parser: ConfigParser, card: BundleNetwork, device: torch.device) -> Any:
     inferer = _part(parser, "inferer", card)
+    _check_call(inferer, card)
     for where in ("device", "sw_device"):  # some bundles name a GPU here, whichever they run on
         if str(getattr(inferer, where, None)) not in {"None", "cpu"}:
             setattr(inferer, where, device)
@@ -200,7 +209,7 @@ def _part(parser: ConfigParser, part: str, card: BundleNetwork) -> Any:
         made_for = parser.get("_meta_#monai_version", "an unknown version")
         raise _mismatch(
             f"The '{known[0]}' of {card.config} cannot be built with MONAI {monai.__version__}; "
-            f"it was made for {made_for}. {reason}"
+            f"it was made for {made_for}. {reason}{_way_out(parser, part)}"
         ) from error
     if not callable(built):
         raise _mismatch(f"The '{known[0]}' of {card.config} cannot be called; it is {built!r}.")
@@ -208,12 +217,26 @@ def _part(parser: ConfigParser, part: str, card: BundleNetwork) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """Return what stopped the building; no image is near at that time, so it quotes none."""
+    """Return what stopped the building, in one sentence without signs that steer a terminal.
+
+    No image is near at that time, so it quotes none.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, ErrorDuringImport) and error.value is not None:
         error = error.value
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
+    text = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return f"{type(error).__name__}: {re.split(r'(?<=[.!?]) (?=[A-Z])', text)[0][:200]}"
+
+
+def _way_out(parser: ConfigParser, part: str) -> str:
+    if part != "network" or not (Path(parser["bundle_root"]) / _PROGRAM).is_file():
+        return ""
+    return (
+        f' The bundle\'s {_PROGRAM} needs no building: set weights = "{_PROGRAM}" below [network] '
+        "on the card, and add the model again."
+    )
 
 
 def _steps(transform: Any) -> tuple[Step, ...]:
@@ -231,6 +254,36 @@ def _transforms(transform: Any) -> Sequence[Any]:
     return found
 
 
+def _check_call(inferer: Any, card: BundleNetwork) -> None:
+    try:
+        signature = inspect.signature(inferer)
+    except (TypeError, ValueError):  # some callables tell none
+        return
+    try:
+        signature.bind("image", "network")
+    except TypeError as error:
+        needed = [
+            name
+            for name, one in signature.parameters.items()
+            if one.default is one.empty and one.kind not in {one.VAR_POSITIONAL, one.VAR_KEYWORD}
+        ]
+        raise _mismatch(
+            f"The inferer of {card.config} needs {_quoted(needed) or 'nothing'}; segnode gives an "
+            "image and a network and no prompts, so it cannot run this bundle."
+        ) from error
+
+
+def _check_slices(inferer: Any, before: Sequence[Any], card: BundleNetwork) -> None:
+    turned = any(isinstance(step, Orientationd) for step in before)
+    if isinstance(inferer, SliceInferer) and not turned:
+        raise _mismatch(
+            "The bundle's network sees slice by slice (SliceInferer), and its preprocessing has no "
+            "Orientationd that says which slices; those that a series was acquired in, short-axis "
+            "ones say, cannot be asked for. If they are axial, sagittal or coronal, add "
+            f"Orientationd to the preprocessing in {card.config}, and add the model again."
+        )
+
+
 def _check_keys(loaders: Sequence[LoadImaged], after: Sequence[Any], card: BundleNetwork) -> None:
     for loader in loaders:
         if set(loader.keys) != {card.image}:
@@ -243,7 +296,7 @@ def _check_keys(loaders: Sequence[LoadImaged], after: Sequence[Any], card: Bundl
     if keys and card.pred not in keys:
         raise _mismatch(
             f"The bundle's postprocessing works on {_quoted(dict.fromkeys(keys))}, and the card "
-            f"has '{card.pred}' as network.pred; mend the card."
+            f"has '{card.pred}' as network.pred; mend the card and add the model again."
         )
 
 

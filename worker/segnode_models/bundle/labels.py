@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segnode_contract.card import Card, Segment
+from segnode_contract.card_network import BundleNetwork
 from segnode_contract.errors import ModelFailed
 from segnode_models.model import Told
 
@@ -44,7 +45,8 @@ def write_labels(result: Tensor, card: Card, labels: NDArray[np.uint8], told: To
     if tuple(channels.shape[1:]) != grid:
         raise ModelFailed(
             f"The bundle's result has shape {tuple(result.shape)}, and its images {grid}; add "
-            "Invertd to its postprocessing, so that the result comes back onto their grid.",
+            f"Invertd to the postprocessing in {_config(card)}, so that the result comes back onto "
+            "their grid, and add the model again.",
             code="model-output",
         )
     if len(channels) == 1:
@@ -54,10 +56,16 @@ def write_labels(result: Tensor, card: Card, labels: NDArray[np.uint8], told: To
 
 
 def _write_map(codes: Tensor, card: Card, labels: NDArray[np.uint8], told: Told) -> None:
+    top = _top_label(codes, card)
     for segment in card.segments:
         if segment.channel < 1:
-            raise _no_channel(segment, "a label map, where labels begin at 1")
-    size = 1 + max(_top_label(codes), *(segment.channel for segment in card.segments))
+            found = _listed([int(label) for label in torch.unique(codes).tolist() if label])
+            raise _no_channel(
+                segment,
+                f"a label map, where 0 is background, with {found or 'nothing else'}; a label need "
+                f"not mean what the network's channel did: see in {_config(card)} what each means",
+            )
+    size = 1 + max(top, *(segment.channel for segment in card.segments))
     values = torch.zeros((len(labels), size), dtype=torch.uint8, device=codes.device)
     for segment in card.segments:
         values[segment.plane, segment.channel] = segment.value
@@ -72,13 +80,14 @@ def _write_map(codes: Tensor, card: Card, labels: NDArray[np.uint8], told: Told)
     if strange.any():
         names = ", ".join(f"{segment.channel} {segment.label}" for segment in card.segments)
         raise ModelFailed(
-            f"The bundle's result has label {_listed(strange)}, which no segment of the card has "
-            f"as its channel; it has {names}.",
+            f"The bundle's result has label {_listed(torch.nonzero(strange).flatten().tolist())}, "
+            f"which no segment of the card has as its channel; it has {names}. See in "
+            f"{_config(card)} what each label means, mend the card and add the model again.",
             code="model-strange-label",
         )
 
 
-def _top_label(codes: Tensor) -> int:
+def _top_label(codes: Tensor, card: Card) -> int:
     """Return the largest label of a map, whose values are checked to be labels."""
     lowest, highest = (float(end) for end in torch.aminmax(codes))
     whole = not codes.is_floating_point() or all(
@@ -87,7 +96,8 @@ def _top_label(codes: Tensor) -> int:
     if not (lowest >= 0 and highest <= _LARGEST_LABEL and whole):
         raise ModelFailed(
             f"The bundle's result holds values from {lowest:g} to {highest:g} that are no labels; "
-            "its postprocessing needs AsDiscreted after Invertd, or nearest_interp in Invertd.",
+            f"the postprocessing in {_config(card)} needs AsDiscreted after Invertd, or "
+            "nearest_interp in Invertd. Mend it and add the model again.",
             code="model-output",
         )
     return int(highest)
@@ -105,7 +115,8 @@ def _write_masks(masks: Tensor, card: Card, labels: NDArray[np.uint8], told: Tol
             if not (mask | (values == 0)).all():
                 raise ModelFailed(
                     f"Channel {segment.channel} of the bundle's result holds other values than 0 "
-                    "and 1; its postprocessing needs AsDiscreted after Invertd.",
+                    f"and 1; the postprocessing in {_config(card)} needs AsDiscreted after "
+                    "Invertd. Mend it and add the model again.",
                     code="model-output",
                 )
             found[segment.plane].masked_fill_(mask, segment.value)
@@ -121,11 +132,15 @@ def _slabs(slices: int, told: Told) -> Iterator[slice]:
 def _no_channel(segment: Segment, gives: str) -> ModelFailed:
     return ModelFailed(
         f"The card says that segment '{segment.label}' is channel {segment.channel}, and the "
-        f"bundle gives {gives}; mend the card.",
+        f"bundle gives {gives}; mend the card and add the model again.",
         code="model-mismatch",
     )
 
 
-def _listed(marked: Tensor) -> str:
-    numbers = [str(number) for number in torch.nonzero(marked).flatten().tolist()]
-    return ", ".join(numbers[:10]) + (" …" if len(numbers) > 10 else "")
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:10])) + (" …" if len(numbers) > 10 else "")
+
+
+def _config(card: Card) -> str:
+    """Return which file of a bundle its postprocessing stands in."""
+    return card.network.config if isinstance(card.network, BundleNetwork) else "its configuration"
