@@ -21,9 +21,12 @@ from segnode_cli.ct_series import ct_series
 from segnode_cli.node import CONFIG, keep, prepare
 from segnode_cli.phantom import chest_phantom
 from segnode_cli.send import dicom_files, parse_peer, send_paths
-from segnode_cli.servers import orthanc_settings, redis_settings, write_settings
+from segnode_cli.servers import gpus, orthanc_settings, redis_settings, write_settings
 from segnode_contract.errors import SetupError
+from segnode_contract.ledger import Ledger, WorkerLedger
 from segnode_contract.settings import load_settings
+from segnode_models.device import chosen_device
+from segnode_worker.owner import worker_name
 
 SEGNODE = str(Path(sys.executable).parent / "segnode")
 ROOT = Path(__file__).parents[2]
@@ -144,6 +147,15 @@ def test_each_gpu_has_a_worker_of_its_own(
         assert f"--hostname {name}@%%h" in sections[name]["command"]
 
 
+def test_the_only_gpu_that_a_container_sees_is_the_first_for_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("nvidia3", "nvidiactl", "nvidia-uvm", "nvidia-caps"):
+        (tmp_path / name).touch()
+    assert gpus(tmp_path) == ["0"]
+
+
 def test_a_sender_runs_where_there_are_destinations_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +249,46 @@ def test_the_doctor_misses_the_pages_scripts(
     assert "scripts of the dashboard's pages are not there" in capsys.readouterr().err
 
 
+@pytest.fixture
+def card(tmp_path: Path) -> Path:
+    """A folder of PCI devices: a GPU of NVIDIA, its sound, and another one's bridge."""
+    pci = tmp_path / "pci"
+    for name, vendor, kind in (
+        ("0000:01:00.0", "0x10de", "0x030200"),
+        ("0000:01:00.1", "0x10de", "0x040300"),
+        ("0000:00:00.0", "0x8086", "0x060000"),
+    ):
+        (pci / name).mkdir(parents=True)
+        (pci / name / "vendor").write_text(f"{vendor}\n")
+        (pci / name / "class").write_text(f"{kind}\n")
+    return pci
+
+
+def gpu_check(folder: Path, pci: Path, device: str, detail: str = "") -> str:
+    """Return what the doctor says of GPUs where a worker said this of itself."""
+    url = f"sqlite:///{folder}/ledger.sqlite"
+    ledger = Ledger(url)
+    ledger.migrate()
+    WorkerLedger(ledger, worker_name(7)).seen("ready", detail, {"device": device})
+    WorkerLedger(ledger, "elsewhere/7").seen("ready", "", {"device": "NVIDIA A100"})
+    ledger.close()
+    return doctor._gpu({"SEGNODE_LEDGER_URL": url}, pci)
+
+
+def test_the_doctor_names_a_gpu_that_its_worker_cannot_use(tmp_path: Path, card: Path) -> None:
+    device, why = chosen_device("cuda:99")
+    assert device == "cpu"
+    with pytest.raises(SetupError, match=r"Worker .*/7: This machine has a GPU that .* cannot use"):
+        gpu_check(tmp_path, card, "CPU (2 cores)", f"The model shapes is refused. {why}")
+
+
+def test_the_doctor_does_not_complain_where_the_cpu_was_chosen(tmp_path: Path, card: Path) -> None:
+    said = gpu_check(tmp_path, card, "CPU (2 cores)", "The model shapes is refused.")
+    assert said.startswith("CPU (2 cores); the NVIDIA GPU at 0000:01:00.0 is not used: SEGNODE_DEV")
+    assert gpu_check(tmp_path, card, "NVIDIA H100") == "NVIDIA H100"
+    assert gpu_check(tmp_path, tmp_path / "none", "CPU (2 cores)") == "CPU (2 cores)"
+
+
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     data = tmp_path / "n"
     up = subprocess.Popen(
@@ -278,12 +330,14 @@ def remaining(data: Path) -> list[str]:
     return found
 
 
-def test_compose_is_valid() -> None:
+@pytest.mark.parametrize("more", [[], ["-f", "compose.cell.yaml"]], ids=["plain", "with cell"])
+def test_compose_is_valid(more: list[str]) -> None:
     if shutil.which("docker-compose") is None:
         pytest.skip("docker-compose is not installed")
     names = ("ADMIN", "OPERATOR", "VIEWER", "WORKER", "REDIS", "LEDGER")
+    profiles = ("--profile", "cpu", "--profile", "gpu")
     done = subprocess.run(
-        ["docker-compose", "--profile", "cpu", "--profile", "gpu", "config"],
+        ["docker-compose", "-f", "compose.yaml", *more, *profiles, "config"],
         cwd=ROOT,
         env={**os.environ, **{f"SEGNODE_PASSWORD_{name}": "word" for name in names}},
         capture_output=True,
@@ -292,6 +346,8 @@ def test_compose_is_valid() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "worker-gpu" in done.stdout
+    # rights that are as good as root's on the machine are for who asks for them
+    assert ("SYS_ADMIN" in done.stdout) == bool(more)
 
 
 def test_compose_refuses_to_start_without_passwords() -> None:

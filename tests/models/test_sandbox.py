@@ -20,7 +20,7 @@ from segnode_contract.errors import PermanentError
 from segnode_models.trust import pins_of, pins_path, write_pins
 from segnode_worker.model_client import KnownModel, ModelProcess
 from segnode_worker.model_service import ModelService
-from segnode_worker.sandbox import sandboxed, why_not
+from segnode_worker.sandbox import gpu_nodes, sandboxed, why_not
 
 from .bundle import make_bundle
 from .trained import SOFTMAX_SEGMENTS, card_toml, trained_softmax
@@ -214,7 +214,7 @@ def test_its_program_is_not_read_once_a_file_is_another(
     volume = hd.Volume(np.zeros((3, 4, 5), np.int16), np.eye(4), coordinate_system="PATIENT")
     with pytest.raises(PermanentError) as raised:
         process.segment(known.card, known.digest, volume, {})
-    assert raised.value.code == "unknown-model"
+    assert raised.value.code == "model-untrusted"
     assert not (tmp_path / "ran").exists()
 
 
@@ -259,3 +259,68 @@ def test_a_python_below_the_cells_own_folders_can_be_started(
 def test_a_python_that_does_not_start_in_the_cell_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert "/nowhere/python" in why_not()
+
+
+DRIVER = """#!/bin/sh
+# as nvidia-modprobe does: with -u the numbers are those of nvidia-uvm
+cd "$DEVICES"
+for word in "$@"; do
+    case "$*,$word" in
+        -u*,-c=0) touch nvidia-uvm nvidia-uvm-tools ;;
+        -u*) ;;
+        *,-c=255) touch nvidiactl ;;
+        *,-c=*) touch "nvidia${word#-c=}" ;;
+    esac
+done
+"""
+
+
+def test_nodes_of_gpus_that_the_driver_has_not_made_yet_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices, driver = tmp_path / "dev", tmp_path / "driver"
+    devices.mkdir()
+    for card in ("0000:01:00.0", "0000:02:00.0"):
+        (driver / "gpus" / card).mkdir(parents=True)
+    program = tmp_path / "bin/nvidia-modprobe"
+    program.parent.mkdir()
+    program.write_text(DRIVER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("DEVICES", str(devices))
+    assert gpu_nodes(devices, driver) == []  # no driver is loaded
+    (driver / "version").touch()
+    names = {node.name for node in gpu_nodes(devices, driver)}
+    assert names == {"nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"}
+
+
+OPENED = """
+import subprocess, sys
+from segnode_worker.sandbox import sandboxed
+sys.exit(subprocess.call([*sandboxed(None), "/bin/sh", "-c", "exec 3<>/dev/nvidia0"]))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a /dev of its own")
+@pytest.mark.parametrize("mode", ["0666 root", "0660 video"])
+def test_a_gpu_can_be_opened_in_the_cell_of_a_worker_that_is_root(
+    tmp_path: Path, mode: str
+) -> None:
+    bits, group = mode.split()
+    script = f"""
+        set -e
+        mount -t tmpfs -o mode=755 none {tmp_path}
+        cd {tmp_path}
+        mkdir shm pts
+        for one in null:3 zero:5 full:7 random:8 urandom:9 tty:3 nvidia0:3; do
+            mknod -m 666 ${{one%:*}} c 1 ${{one#*:}}
+        done
+        chgrp {group} nvidia0
+        chmod {bits} nvidia0
+        mount --bind . /dev
+        exec "$@"
+    """
+    alone = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    command = [*alone, sys.executable, "-c", OPENED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

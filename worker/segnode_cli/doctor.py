@@ -23,6 +23,7 @@ from segnode_cli.supervise import check_programs
 from segnode_contract.destination import Destination
 from segnode_contract.errors import SegnodeError, SetupError
 from segnode_contract.ledger import Ledger, LedgerView
+from segnode_contract.ledger.view import WorkerRow
 from segnode_contract.settings import MODELS, load_settings
 from segnode_contract.workers import SILENT_S
 from segnode_models.registry import offer_of
@@ -30,10 +31,15 @@ from segnode_models.trust import pinned_models
 from segnode_plugin.notice import trial as trial_of
 from segnode_plugin.telling import Channel, channels
 from segnode_worker.archive import trust_in
+from segnode_worker.owner import host
 from segnode_worker.receivers import receiver_of
 from segnode_worker.sandbox import why_not
 
 Check = Callable[[], str]
+_UNUSED = "This machine has a GPU that the model process cannot use"
+"""So begins what a model process says of it."""
+_NVIDIA, _DISPLAY = "0x10de", "0x03"
+"""Vendor and base class of a GPU on the PCI bus; its sound is another device."""
 
 
 def examine(data: Path, *, alert: bool = False) -> bool:
@@ -61,6 +67,7 @@ def examine(data: Path, *, alert: bool = False) -> bool:
             "DICOM": lambda: _dicom(known),
             "processes": lambda: _processes(data),
             "worker": lambda: _worker(known),
+            "GPU": lambda: _gpu(known),
         } | _destinations(known)
     failed = [name for name, check in checks.items() if not _report(name, check)]
     return not failed
@@ -119,8 +126,9 @@ def _sandbox(data: Path) -> str:
         return "bubblewrap makes cells for added models"
     if pinned_models(data / MODELS):
         raise SetupError(
-            f"No cell can be made for the added models, which are refused: {trouble}. In a "
-            "container, allow user namespaces; or accept the risk with sandbox = false in [models]."
+            f"No cell can be made for the added models, which are refused: {trouble}. Give a "
+            "container the rights that compose.cell.yaml has; or accept the risk with sandbox = "
+            "false in [models]."
         )
     return f"none can be made ({trouble}); no model was added that needs one"
 
@@ -258,14 +266,41 @@ def _processes(data: Path) -> str:
 
 
 def _worker(known: dict[str, str]) -> str:
-    ledger = Ledger.open(known["SEGNODE_LEDGER_URL"])
-    view = LedgerView(ledger)
-    workers, now = view.workers(), view.now()
-    ledger.close()
-    alive = [worker for worker in workers if now - worker.seen_at < SILENT_S]
+    alive = _alive(known)
     if not alive:
         raise SetupError("No worker says that it lives; segnode up starts one.")
     for worker in alive:
         if worker.state != "ready":
             raise SetupError(f"Worker {worker.name} takes no jobs: {worker.detail}")
     return f"{len(alive)} ready"
+
+
+def _gpu(known: dict[str, str], pci: Path = Path("/sys/bus/pci/devices")) -> str:
+    """Return what workers of this machine run on; fail where one cannot use the GPU there is."""
+    here = [worker for worker in _alive(known) if worker.name.startswith(f"{host()}/")]
+    for worker in here:
+        if _UNUSED in worker.detail:
+            reason = worker.detail[worker.detail.index(_UNUSED) :]
+            raise SetupError(f"Worker {worker.name}: {reason}")
+    used = {str((worker.report or {}).get("device", "no device yet")) for worker in here}
+    said = ", ".join(sorted(used)) or "no worker of this machine says what it runs on"
+    cards = [
+        card.name
+        for card in sorted(pci.glob("*"))
+        if (card / "vendor").read_text(encoding="ascii").strip() == _NVIDIA
+        and (card / "class").read_text(encoding="ascii").startswith(_DISPLAY)
+    ]
+    if not cards or not all(device.startswith("CPU") for device in used):
+        return said
+    return (
+        f"{said}; the NVIDIA GPU at {', '.join(cards)} is not used: SEGNODE_DEVICE or "
+        "CUDA_VISIBLE_DEVICES says so, or its driver is not loaded (see nvidia-smi)"
+    )
+
+
+def _alive(known: dict[str, str]) -> list[WorkerRow]:
+    ledger = Ledger.open(known["SEGNODE_LEDGER_URL"])
+    view = LedgerView(ledger)
+    workers, now = view.workers(), view.now()
+    ledger.close()
+    return [worker for worker in workers if now - worker.seen_at < SILENT_S]

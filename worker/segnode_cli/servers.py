@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segnode_cli.node import CONFIG, ROOT, Node, write_secret
+from segnode_worker.sandbox import gpu_nodes
 
 SENDER = "sender"
 """Supervisor's name of the process that sends results on, where a node has destinations."""
@@ -141,16 +142,17 @@ serverurl=unix://{here}/supervisor.sock
     )
 
 
-def gpus() -> list[str]:
+def gpus(devices: Path = Path("/dev")) -> list[str]:
     """Return the GPUs of this machine as CUDA_VISIBLE_DEVICES names them; empty for none.
 
-    Each gets a worker and a model process of its own. Where the variable is set it decides.
+    Each gets a worker and a model process of its own. Where the variable is set it decides. CUDA
+    counts the GPUs that it sees: a container's only one is 0, be it /dev/nvidia3.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
-    found = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
-    return sorted(found, key=int)
+    seen = [node for node in gpu_nodes(devices) if node.match("nvidia[0-9]*")]
+    return [str(number) for number, _ in enumerate(seen)]
 
 
 def worker_names() -> list[str]:

@@ -154,7 +154,8 @@ def _added(folder: Path, builtin: set[str], trusted: bool) -> ListedModel:
         raise ModelUntrusted(
             f"The model {folder.name} is a program from elsewhere, and nothing here can hold it: "
             "bubblewrap cannot make a sandbox. Install it (as root: apt-get install bubblewrap) "
-            "and allow user namespaces, or accept the risk with sandbox = false in [models]."
+            "and allow user namespaces (compose.cell.yaml does so for containers), or accept the "
+            "risk with sandbox = false in [models]."
         )
     pins = check_pins(folder.parent, folder.name)
     card = read_card(folder)

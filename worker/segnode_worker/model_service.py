@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from segnode_contract.settings import MODELS
@@ -19,7 +20,11 @@ from segnode_worker.sandbox import MODELS_INSIDE, sandboxed, why_not
 
 log = logging.getLogger(__name__)
 
-_PASSED_ON = ("PATH", "LANG", "CUDA_VISIBLE_DEVICES", "SEGNODE_DEVICE", "OMP_NUM_THREADS")
+_PASSED_ON = (
+    *("PATH", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "SEGNODE_DEVICE"),
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_TF32_OVERRIDE"),
+    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG"),
+)
 """What the model process sees of our environment: no address and no password."""
 _RESTART_S = 1.0
 _FOLDER = "segnode-model-"
@@ -67,7 +72,8 @@ class ModelService:
         self._models = models.resolve() if models else None
         self._memory_mb = memory_mb
         trouble = why_not() if sandbox else "it was not wanted"
-        self._cell = None if trouble else sandboxed(self._models, reads)
+        self._reads = reads
+        self._in_cell = not trouble
         self._trusted = not trouble or not sandbox
         if trouble:
             log.warning("the model process runs without sandbox", extra={"why": trouble})
@@ -81,6 +87,7 @@ class ModelService:
         self._listener.listen(64)
         self._orders, self._calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._process: subprocess.Popen[bytes] | None = None
+        self._lifeline = socket.socket(socket.AF_UNIX)
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._keep_alive, daemon=True),
@@ -112,21 +119,34 @@ class ModelService:
         self._calls.send(b"")
         for thread in self._threads:
             thread.join()
+        self._let_go()
         for end in (self._listener, self._orders, self._calls):
             end.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         self._starts[:8] = (self.current() + 1).to_bytes(8)
+        self._let_go()
         fd = self._listener.fileno()
-        ends_with_us = ("/usr/bin/setpriv", "--pdeathsig", "KILL")
-        return subprocess.Popen(
-            [*ends_with_us, *(self._cell or ()), sys.executable, *self._program, str(fd)],
-            pass_fds=[fd],
-            env=self._environment(),
-            cwd=self._folder,
-            stdin=subprocess.DEVNULL,
-        )
+        # a cell ends with us by itself; bwrap that ends sooner leaves a half of itself for ever. It
+        # is made anew each time: nodes of GPUs come and go
+        around = ["/usr/bin/setpriv", "--pdeathsig", "KILL"]
+        if self._in_cell:
+            around = sandboxed(self._models, self._reads)
+        self._lifeline, its = socket.socketpair()
+        with its:
+            return subprocess.Popen(
+                [*around, sys.executable, *self._program, str(fd)],
+                pass_fds=[fd, its.fileno()],
+                env=self._environment() | {"SEGNODE_MODEL_LIFELINE": str(its.fileno())},
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def _let_go(self) -> None:
+        """End the process that was started last, should it live: killed early, bwrap leaves it."""
+        with self._lifeline, suppress(OSError):
+            self._lifeline.shutdown(socket.SHUT_RDWR)  # children of Celery hold this end as well
 
     def _environment(self) -> dict[str, str]:
         seen = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -134,7 +154,7 @@ class ModelService:
         seen |= {"SEGNODE_MODEL_TRUST": str(int(self._trusted))}
         seen |= {"SEGNODE_MODEL_MEMORY_MB": str(self._memory_mb)}
         if self._models:
-            seen["SEGNODE_MODELS"] = str(MODELS_INSIDE if self._cell else self._models)
+            seen["SEGNODE_MODELS"] = str(MODELS_INSIDE if self._in_cell else self._models)
         return seen
 
     def _keep_alive(self) -> None:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,9 +60,9 @@ def sandboxed(models: Path | None, reads: Sequence[Path] = ()) -> list[str]:
             command += ["--ro-bind", str(path), str(path)]
     for name in ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime"):
         command += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    devices = [device for pattern in _GPU for device in sorted(Path("/dev").glob(pattern))]
+    devices = gpu_nodes()
     for device in devices:
-        command += ["--dev-bind", str(device), str(device)]
+        command += ["--dev-bind-try", str(device), str(device)]
     if devices:  # CUDA looks there for where a GPU is plugged in
         command += ["--ro-bind", "/sys", "/sys"]
     if models is not None:
@@ -71,8 +72,39 @@ def sandboxed(models: Path | None, reads: Sequence[Path] = ()) -> list[str]:
     limits = ["/usr/bin/prlimit", f"--nproc={_PROCESSES}", "--core=0"]
     if os.getuid() != 0:
         return [*command, "--unshare-user", "--cap-drop", "ALL", "--", *limits]
-    become = ["/usr/bin/setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"]
+    become = ["/usr/bin/setpriv", f"--reuid={_USER}", f"--regid={_USER}", _groups(devices)]
     return [*command, "--", *limits, *become, "--bounding-set=-all", "--no-new-privs"]
+
+
+def gpu_nodes(
+    devices: Path = Path("/dev"), driver: Path = Path("/proc/driver/nvidia")
+) -> list[Path]:
+    """Return the device nodes of GPUs; those of NVIDIA are made where they are not there yet.
+
+    CUDA has them made by a program that becomes root, when it first wants them, which nothing in
+    the cell can.
+    """
+    if (driver / "version").exists() and not (devices / "nvidia-uvm").exists():
+        cards = [f"-c={minor}" for minor, _ in enumerate((driver / "gpus").glob("*"))]
+        # with -u the numbers are those of nvidia-uvm; 255 is nvidiactl
+        for wanted in (["-c=255", *cards], ["-u", "-c=0"]):
+            with suppress(OSError, subprocess.TimeoutExpired):
+                made = ["nvidia-modprobe", *wanted]
+                subprocess.run(made, capture_output=True, timeout=_TRY_S, check=False)
+    return [node for pattern in _GPU for node in sorted(devices.glob(pattern))]
+
+
+def _groups(devices: Sequence[Path]) -> str:
+    """Return setpriv's option for the groups that alone may open the GPUs, ``video`` say."""
+    nodes = [node for one in devices for node in (one.iterdir() if one.is_dir() else [one])]
+    found = set()
+    for node in nodes:
+        with suppress(FileNotFoundError):  # it may vanish, which bwrap bears as well
+            state = node.stat()
+            closed = state.st_mode & 0o006 != 0o006
+            if closed and state.st_mode & 0o060 == 0o060 and state.st_gid != 0:
+                found.add(str(state.st_gid))
+    return f"--groups={','.join(sorted(found))}" if found else "--clear-groups"
 
 
 def why_not() -> str:
