@@ -54,12 +54,33 @@ TOTAL = [
 
 Make = Callable[..., Path]
 
+LOAD, TURN, RESAMPLE, ENSURE = (
+    {"_target_": name, "keys": "@key"}
+    for name in ("LoadImaged", "Orientationd", "Spacingd", "EnsureTyped")
+)
+CONFIG: dict[str, Any] = {
+    "key": "image",
+    "preprocessing": {"_target_": "Compose", "transforms": [LOAD, TURN, RESAMPLE, ENSURE]},
+    "postprocessing": {
+        "_target_": "Compose",
+        "transforms": [
+            {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+            {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing"},
+            {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+            {"_target_": "SaveImaged", "keys": "pred"},
+        ],
+    },
+    "evaluator": {"_target_": "SupervisedEvaluator"},
+    "load": {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'"},
+}
+"""What configs/inference.json says in the Model Zoo, without the network."""
+
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Make:
-    """Return a maker of bundles: metadata as the Model Zoo has it, and changes to it."""
+    """Return a maker of bundles: files as the Model Zoo has them, and changes to them."""
 
-    def make(*, image: Any = None, pred: Any = None, turns: bool = True, **metadata: Any) -> Path:
+    def make(*, image: Any = None, pred: Any = None, config: Any = None, **metadata: Any) -> Path:
         folder = tmp_path / "spleen_ct_segmentation"
         (folder / "configs").mkdir(parents=True)
         (folder / "models").mkdir()
@@ -90,8 +111,7 @@ def bundle(tmp_path: Path) -> Make:
             },
         } | metadata
         (folder / "configs/metadata.json").write_text(json.dumps(told))
-        transforms = [{"_target_": "Orientationd", "axcodes": "RAS"}] if turns else []
-        (folder / "configs/inference.json").write_text(json.dumps({"preprocessing": transforms}))
+        (folder / "configs/inference.json").write_text(json.dumps(CONFIG | (config or {})))
         (folder / "models/model.pt").write_bytes(b"weights")
         return folder
 
@@ -161,7 +181,7 @@ def test_a_bundle_gives_a_card(bundle: Make) -> None:
 
 def test_what_a_bundle_does_not_tell_is_left_to_people(bundle: Make) -> None:
     folder = bundle(
-        turns=False,
+        config={"preprocessing": [LOAD, RESAMPLE]},
         version=None,
         description=None,
         intended_use=3,
@@ -203,10 +223,21 @@ def test_channels_without_background_may_overlap_and_need_a_plane_each(bundle: M
     [
         ({"image": {"spatial_shape": [256, 256]}}, "2-dimensional images"),
         ({"pred": {"format": "dict"}}, "no segmentation: by its configs/metadata.json .* 'dict'"),
-        ({"image": {"num_channels": 3}}, "takes 3 channels, of which .* names 1"),
+        (
+            {"image": {"num_channels": 3, "channel_def": {"0": "a", "1": "b"}}},
+            "one image of 3 channels, of which .* names 2",
+        ),
         ({"pred": {"channel_def": {"0": "background"}}}, "names nothing that it finds"),
         ({"pred": {"channel_def": {"0": "background", "256": "x"}}}, "label 256; labels go up to"),
-        ({"network_data_format": []}, "no segmentation"),
+        ({"network_data_format": []}, "does not say what the model gives"),
+        (
+            {"config": {"preprocessing": [{"_target_": "LoadImaged", "keys": ["vein", "@key"]}]}},
+            "loads several images, by the keys vein, image; only bundles that load one image",
+        ),
+        (
+            {"config": {"evaluator": {"_target_": "scripts.evaluator.Vista3dEvaluator"}}},
+            r"runs by its own evaluator, scripts\.evaluator\.Vista3dEvaluator, which segnode does",
+        ),
     ],
 )
 def test_a_bundle_that_no_volume_fits_is_refused(bundle: Make, changes: Any, said: str) -> None:
@@ -224,12 +255,123 @@ def test_a_bundle_may_hold_its_weights_in_other_forms(bundle: Make, weights: str
     assert network.weights == weights
 
 
-def test_a_bundle_without_weights_says_where_they_are_told_of(bundle: Make) -> None:
+@pytest.mark.parametrize("name", ["large_files.yml", "large_files.yaml"])
+def test_a_bundle_without_weights_says_where_they_are_told_of(bundle: Make, name: str) -> None:
     folder = bundle()
     (folder / "models/model.pt").unlink()
-    (folder / "large_files.yml").touch()
-    with pytest.raises(SetupError, match=r"no models/model.pt or .*large_files\.yml says"):
+    (folder / name).touch()
+    with pytest.raises(SetupError, match=rf"no weights: no models/model\.pt \({name} says"):
         draft_card(folder, folder.name)
+
+
+SWITCH = {"path": "$@bundle_root + '/models/' + @name", "name": "$'a.pt' if @fine else 'b.pt'"}
+
+
+@pytest.mark.parametrize(
+    ("load_path", "there", "weights", "doubt"),
+    [
+        ("$@bundle_root + '/models/tuned.pt'", ["model.pt", "tuned.pt"], "models/tuned.pt", ""),
+        ("$@folder + '/tuned.pt'", ["other.pt", "tuned.pt"], "models/tuned.pt", ""),
+        ("@path", ["b.pt"], "models/b.pt", "loads a.pt or b.pt, by a switch"),
+        ("models/tuned.pt", ["model.pt"], "models/model.pt", "loads models/tuned.pt, which is not"),
+        ("models/model.pt", ["low.pt"], "models/low.pt", "inference.json does not name it"),
+        ("", ["model.ts", "other.pt"], "models/model.ts", ""),
+        ("", ["a.pt", "b.pt"], "unknown", "one of models/a.pt, models/b.pt"),
+    ],
+    ids=["named", "in parts", "switch", "renamed", "only one", "not named", "several"],
+)
+def test_weights_are_those_that_the_configuration_loads_or_a_line_to_look_at(
+    bundle: Make, load_path: str, there: list[str], weights: str, doubt: str
+) -> None:
+    config = {"load": {"load_path": load_path}, "folder": "$@bundle_root + '/models'"} | SWITCH
+    folder = bundle(config=config)
+    (folder / "models/model.pt").unlink()
+    for name in there:
+        (folder / "models" / name).touch()
+    network = drafted(folder).network
+    assert isinstance(network, BundleNetwork)
+    assert network.weights == weights
+    marked = [line for line in doubts(folder).splitlines() if line.startswith("weights")]
+    assert bool(marked) == bool(doubt)
+    assert doubt in "".join(marked)
+
+
+def test_names_of_segments_are_found_in_label_def_as_well(bundle: Make) -> None:
+    named = {"channel_def": None, "label_def": {"0": "background", "1": "liver"}}
+    folder = bundle(pred=named)
+    assert [segment.label for segment in drafted(folder).segments] == ["Liver"]
+    assert "label" not in doubts(folder)
+
+
+def test_a_bundle_may_make_channels_of_its_one_image(bundle: Make) -> None:
+    folder = bundle(image={"num_channels": 3})
+    assert drafted(folder).inputs == ()
+    assert "the bundle must make 3 channels of one image" in doubts(folder)
+
+
+LAMBDA = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x * 4"}
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (LAMBDA, "Lambdad"),
+        (LAMBDA | {"keys": ["@key", "$monai.utils.CommonKeys.PRED"]}, "Lambdad"),
+        (LAMBDA | {"keys": "@key"}, ""),
+        (LAMBDA | {"_disabled_": True}, ""),
+        (LAMBDA | {"_disabled_": "$not @load"}, "Lambdad"),
+        ({"_target_": "scripts.mine.Invertd", "keys": "pred"}, "scripts.mine.Invertd"),
+        ({"_target_": "scripts.mine.Merge", "key": "pred"}, "scripts.mine.Merge"),
+        ({"_target_": "monai.transforms.FillHolesD", "keys": "pred"}, ""),
+        ("$monai.transforms.Lambdad('pred', lambda x: 4 * x)", "$monai.transforms.Lambdad"),
+        ("@more", "Lambdad"),
+        ("$@more + @nothing", "Lambdad"),
+    ],
+)
+def test_a_step_that_may_change_labels_marks_every_segment(
+    bundle: Make, step: Any, said: str
+) -> None:
+    steps = [*CONFIG["postprocessing"]["transforms"], step]
+    config = {
+        "postprocessing": {"_target_": "Compose", "transforms": steps},
+        "more": [LAMBDA],
+        "nothing": [],
+    }
+    names = {"0": "Tumor core", "1": "Whole tumor", "2": "肝臓"}
+    folder = bundle(pred={"channel_def": names}, config=config)
+    marked = [line for line in doubts(folder).splitlines() if line.startswith("label")]
+    wanted = "configs/inference.json changes labels after the network; what they mean stands there"
+    assert len([line for line in marked if wanted in line]) == (3 if said else 0)
+    assert all(said in line for line in marked)
+    assert "the model says 肝臓" in marked[-1]
+    assert len(drafted(folder).segments) == 3
+
+
+def test_a_bundle_that_does_not_resample_says_so(bundle: Make) -> None:
+    folder = bundle(config={"preprocessing": [LOAD, TURN, RESAMPLE | {"_disabled_": True}]})
+    assert "let the route take only those with the spacing, and the preparation" in doubts(folder)
+    assert "does not bring images to the spacing" in drafted(folder).limitations[1]
+
+
+def test_a_bundle_that_resamples_says_nothing_of_it(bundle: Make) -> None:
+    folder = bundle()
+    assert "spacing" not in doubts(folder)
+    assert len(drafted(folder).limitations) == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "\xff"])
+def test_a_configuration_that_cannot_be_read_is_refused(bundle: Make, text: str) -> None:
+    folder = bundle()
+    (folder / "configs/inference.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(SetupError, match=r"configs/inference\.json cannot be read"):
+        draft_card(folder, folder.name)
+
+
+@pytest.mark.parametrize("part", ["@a", "$@a + @b", ["@b"], {"_target_": "Compose"}, 3, None])
+def test_references_that_lead_nowhere_end(bundle: Make, part: Any) -> None:
+    loops = {"a": ["@b", "@a"], "b": "@a", "key": "@key", "load": {"load_path": "@load#load_path"}}
+    folder = bundle(config={"preprocessing": part, "postprocessing": part} | loops)
+    assert read_facts(folder, "x").orientation == ""
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, '{"name": "\xff'])
@@ -348,17 +490,21 @@ def test_what_the_draft_says_of_nibabel_gives_the_axes_that_nnunet_sees(
 @pytest.mark.parametrize(
     ("config", "turns"),
     [
-        ({"a": [{"_target_": "Orientationd"}]}, True),
-        ({"a": {"_target_": "monai.transforms.OrientationDict"}}, True),
-        ({"a": {"_target_": "Orientationd", "_disabled_": True}}, False),
-        ({"description": "Orientationd is left to you", "a": {"_target_": "Spacingd"}}, False),
+        ({"preprocessing": {"_target_": "Compose", "transforms": [LOAD, TURN]}}, True),
+        ({"preprocessing": {"_target_": "Compose", "transforms": "$@a + @b"}, "b": [TURN]}, True),
+        ({"preprocessing": [{"_target_": "monai.transforms.OrientationDict"}]}, True),
+        ({"preprocessing": None, "dataset": {"transform": [TURN]}}, True),
+        ({"preprocessing": [TURN | {"_disabled_": True}]}, False),
+        ({"preprocessing": [TURN | {"_disabled_": "$@a"}]}, False),
+        ({"preprocessing": [{"_target_": "scripts.mine.Orientationd"}]}, False),
+        ({"description": "Orientationd is left to you", "preprocessing": [RESAMPLE]}, False),
+        ({"preprocessing": [LOAD], "training": {"transforms": [TURN]}}, False),
     ],
 )
 def test_a_bundle_that_turns_its_images_takes_any_orientation(
     bundle: Make, config: Any, turns: bool
 ) -> None:
-    folder = bundle()
-    (folder / "configs/inference.json").write_text(json.dumps(config))
+    folder = bundle(config=config)
     assert read_facts(folder, "spleen").orientation == ("HAR" if turns else "")
 
 

@@ -102,7 +102,8 @@ def _head(facts: ModelFacts, name: str) -> Iterator[str]:
         yield _line("licence", _UNKNOWN, "whether you may use the model")
     yield "limitations = ["
     yield f"    {LOOK}: what is known of its faults is in its papers, not in its files"
-    yield f"    {_quoted(_UNCHECKED)},"
+    for limitation in (_UNCHECKED, *facts.limitations):
+        yield f"    {_quoted(limitation)},"
     yield "]"
     need = _BASE_BYTES + 3 * facts.weights_bytes
     need = -(-need // _ROUND_BYTES) * _ROUND_BYTES
@@ -124,6 +125,8 @@ def _input(facts: ModelFacts) -> Iterator[str]:
         yield "# Where its axes point; a wrong one mixes up left and right, or head and foot."
         yield _line("orientation", _UNKNOWN, facts.orientation_hint)
     yield "min_slices = 3"
+    for doubt in facts.input_doubts:
+        yield f"{LOOK}: {doubt}"
     if len(facts.channels) == 1:
         return
     yield f"\n{LOOK}: a route names these roles; the labels lie on the images of the first"
@@ -138,17 +141,20 @@ def _network(facts: ModelFacts) -> Iterator[str]:
     yield "\n[network]"
     for key, value in facts.network.items():
         note = f"  # {facts.notes[key]}" if key in facts.notes else ""
+        note = f"  {LOOK}: {plain(facts.doubts[key])}" if key in facts.doubts else note
         yield f"{key} = {_setting(value)}{note}"
 
 
 def _segments(facts: ModelFacts) -> Iterator[str]:
     yield "\n# To a segment whose volumes are known, add plausible_ml = [least, most]."
     for number, segment in enumerate(facts.segments, 1):
-        label, unclear = _label(segment.name), ""
+        label, unclear = _label(segment.name), facts.label_doubt
         if not facts.named:
-            unclear = "the model does not name what it finds"
+            unclear = unclear or "the model does not name what it finds"
         elif beyond_ascii(label):
-            unclear = f"the model says {label}; results need ASCII"
+            unclear = "; ".join(
+                filter(None, (unclear, f"the model says {label}; results need ASCII"))
+            )
             label = f"Segment {number}"
         known = coded(segment.name) if facts.named else None
         what = known or private_code(segment.name, label)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segnode_cli.models.inspect import parts_of, plain
+from segnode_cli.models.inference import Inference, read_inference
+from segnode_cli.models.inspect import plain
+from segnode_cli.models.weights import find_weights
 from segnode_contract.card import Kind
 from segnode_contract.errors import SetupError
 from segnode_models.nnunet.reader import turns_to_ras
@@ -28,8 +30,10 @@ _MODALITIES = {
     **dict.fromkeys(("pet", "pt"), "PT"),
 }
 """DICOM's modality for a word in the name of a channel."""
-_TURNING = ("Orientationd", "OrientationD", "OrientationDict")
-"""MONAI's transform that turns images, by its names."""
+_NOT_RESAMPLED = (
+    "The model does not bring images to the spacing that it was trained on: on images of another "
+    "spacing or preparation its result may be wrong."
+)
 _AXES = "nibabel.aff2axcodes of a training image, {order}, with H for S and F for I"
 
 
@@ -71,6 +75,13 @@ class ModelFacts:
     """Lines of the card's table `network`."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Remarks for people, by line of that table."""
+    doubts: Mapping[str, str] = field(default_factory=dict)
+    """What a person must decide, by line of that table."""
+    input_doubts: Sequence[str] = ()
+    """And of the images."""
+    label_doubt: str = ""
+    """And of each label."""
+    limitations: Sequence[str] = ()
     segments: Sequence[NamedSegment]
     named: bool
     """Whether the files name the segments."""
@@ -107,8 +118,9 @@ def _bundle_facts(folder: Path, title: str) -> ModelFacts:
     image_key, image = _part(network, "inputs", "image")
     pred_key, pred = _part(network, "outputs", "pred")
     _check_volume(title, image, pred)
-    config = _one_of(folder, title, [f"configs/inference.{end}" for end in ("json", "yaml", "yml")])
-    weights = _one_of(folder, title, [f"models/model.{end}" for end in ("pt", "ts", "safetensors")])
+    inference = read_inference(folder, title, pred_key)
+    config = inference.config
+    weights = find_weights(folder, title, config, inference.weights)
     names, named = _bundle_outputs(pred)
     return ModelFacts(
         kind="monai-bundle",
@@ -119,26 +131,47 @@ def _bundle_facts(folder: Path, title: str) -> ModelFacts:
         licence=_licence(folder) or _text(told, "license"),
         channels=_bundle_channels(title, image),
         # where the bundle turns its images, any will do
-        orientation="HAR" if _turns_images(folder / config) else "",
+        orientation="HAR" if inference.turns else "",
         orientation_hint=f"{_AXES.format(order='in that order')}: (R, A, S) is RAH",
-        network={"config": config, "weights": weights, "image": image_key, "pred": pred_key},
+        network={"config": config, "weights": weights.path, "image": image_key, "pred": pred_key},
+        doubts={"weights": weights.doubt} if weights.doubt else {},
+        input_doubts=_input_doubts(image, inference),
+        label_doubt=_label_doubt(inference),
+        limitations=() if inference.resamples else (_NOT_RESAMPLED,),
         segments=_segments(title, names, apart=not _has_background(names)),
         named=named,
-        weights_bytes=(folder / weights).stat().st_size,
+        weights_bytes=weights.size,
     )
 
 
-def _turns_images(config: Path) -> bool:
-    return any(
-        str(part.get("_target_")).rpartition(".")[2] in _TURNING and not part.get("_disabled_")
-        for part in parts_of(config)
-    )
+def _label_doubt(inference: Inference) -> str:
+    if not inference.changes:
+        return ""
+    where = f"{inference.changes[0]} in {inference.config}"
+    return f"{where} changes labels after the network; what they mean stands there"
+
+
+def _input_doubts(image: Mapping[str, Any], inference: Inference) -> list[str]:
+    doubts = []
+    if image.get("num_channels", 1) != 1 and len(_by_number(image.get("channel_def"))) == 1:
+        doubts.append(f"the bundle must make {image['num_channels']!r} channels of one image")
+    if not inference.resamples:
+        doubts.append(
+            "the bundle does not bring images to one spacing: let the route take only those with "
+            "the spacing, and the preparation, that it was trained on"
+        )
+    return doubts
 
 
 def _check_volume(title: str, image: Mapping[str, Any], pred: Mapping[str, Any]) -> None:
     shape = image.get("spatial_shape")
     if isinstance(shape, list) and shape and len(shape) != 3:
         raise SetupError(f"{title} takes {len(shape)}-dimensional images, no volumes.")
+    if not _text(pred, "format"):
+        raise SetupError(
+            f"{title}: its configs/metadata.json does not say what the model gives (the format "
+            "of pred, in network_data_format); only segmentations can be added."
+        )
     if pred.get("format") not in ("segmentation", "labels"):
         raise SetupError(
             f"{title} gives no segmentation: by its configs/metadata.json the format of what it "
@@ -148,7 +181,7 @@ def _check_volume(title: str, image: Mapping[str, Any], pred: Mapping[str, Any])
 
 def _bundle_outputs(pred: Mapping[str, Any]) -> tuple[dict[int, str], bool]:
     """Return the name of each output channel, and whether the bundle names them."""
-    names = _by_number(pred.get("channel_def"))
+    names = _by_number(pred.get("channel_def")) or _by_number(pred.get("label_def"))
     if names:
         return names, True
     count = pred.get("num_channels")
@@ -159,13 +192,13 @@ def _bundle_outputs(pred: Mapping[str, Any]) -> tuple[dict[int, str], bool]:
 def _bundle_channels(title: str, image: Mapping[str, Any]) -> list[Channel]:
     modality = _modality(_text(image, "modality"))
     count = image.get("num_channels", 1)
-    if count == 1:
-        return [Channel(role="", modality=modality)]
     names = _by_number(image.get("channel_def"))
+    if count == 1 or len(names) == 1:
+        return [Channel(role="", modality=modality)]
     if sorted(names) != list(range(len(names))) or len(names) != count:
         raise SetupError(
-            f"{title} takes {count!r} channels, of which its configs/metadata.json names "
-            f"{len(names)}; such a model cannot be fed with series of images."
+            f"{title} needs one image of {count!r} channels, of which its configs/metadata.json "
+            f"names {len(names)}; each must have a name there, for the series that becomes it."
         )
     return _channels([names[number] for number in sorted(names)], modality)
 
@@ -310,17 +343,6 @@ def _has_background(names: Mapping[int, str]) -> bool:
 
 def _is_background(number: int, name: str) -> bool:
     return number == 0 and name.strip().lower() in ("background", "bg", "back ground")
-
-
-def _one_of(folder: Path, title: str, paths: Sequence[str]) -> str:
-    found = [path for path in paths if (folder / path).is_file()]
-    if found:
-        return found[0]
-    elsewhere = (
-        " (large_files.yml says where they are kept)" * (folder / "large_files.yml").exists()
-    )
-    what = "weights" if paths[0].startswith("models/") else "inference configuration"
-    raise SetupError(f"{title} has no {what}: no {' or '.join(paths)}{elsewhere}.")
 
 
 def _licence(folder: Path) -> str:

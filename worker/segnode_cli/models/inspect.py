@@ -12,7 +12,7 @@ import json
 import sys
 import unicodedata
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -118,7 +118,7 @@ def _what_zip(file: Path) -> str:
 
 def _what_configuration(file: Path) -> str:
     try:
-        runs = runs_of(_document(file))
+        runs = runs_of(document_of(file))
     except ValueError:
         return "configuration that cannot be read here: may run anything"
     if not (runs.expressions or runs.classes):
@@ -137,15 +137,7 @@ def _count(number: int, one: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def parts_of(file: Path) -> list[Mapping[Any, Any]]:
-    """Return every object in a JSON or YAML file; none where it cannot be read."""
-    try:
-        return [part for part in _holders(_document(file)) if isinstance(part, dict)]
-    except ValueError:
-        return []
-
-
-def _document(file: Path) -> Any:
+def document_of(file: Path) -> Any:
     """Return what a JSON or YAML file holds; raises `ValueError` where it cannot be read."""
     if file.stat().st_size > _LARGEST_CONFIGURATION:
         raise ValueError("too large")
@@ -170,7 +162,7 @@ def _yaml(text: str) -> Any:
 def runs_of(document: Any) -> Runs:
     """Count what a configuration runs, by MONAI's rules and by those of nnU-Net's plans."""
     expressions, imports, classes = 0, [], []
-    for holder in _holders(document):
+    for holder in holders_of(document):
         for key, value in holder.items() if isinstance(holder, dict) else enumerate(holder):
             if isinstance(value, str) and value.startswith("$"):
                 expressions += 1
@@ -188,7 +180,7 @@ def runs_of(document: Any) -> Runs:
     )
 
 
-def _holders(document: Any) -> Iterator[dict[Any, Any] | list[Any]]:
+def holders_of(document: Any) -> Iterator[dict[Any, Any] | list[Any]]:
     """Yield every object and list in a document once, without recursion: it may be deep."""
     waiting: list[Any] = [[document]]
     seen = set[int]()
