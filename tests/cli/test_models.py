@@ -154,7 +154,9 @@ def nnunet(folder: Path, reader: str = "NibabelIOWithReorient") -> Path:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["models", *map(str, arguments)])
+    """Run a command on models; these are no networks, which a trial would say (`test_trial`)."""
+    untried = ["--no-trial"] if arguments[0] == "add" else []
+    return CliRunner().invoke(app, ["models", *map(str, arguments), *untried])
 
 
 def said(result: Result) -> str:
@@ -488,7 +490,7 @@ def test_one_question_is_asked_at_a_terminal(
         pytest.skip("no pseudo-terminal can be had here: /dev/pts is not mounted")
     with os.fdopen(ours, "r+b", buffering=0) as terminal:
         process = subprocess.Popen(
-            [SEGNODE, "models", "add", brought, "--data", data],
+            [SEGNODE, "models", "add", brought, "--data", data, "--no-trial"],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from pydicom import dcmread
 
-from segnode_cli import segment
+from segnode_cli import main, segment
 from segnode_cli.ct_series import ct_series
+from segnode_cli.node import CONFIG
+from segnode_contract.card import InputSeries
 from segnode_contract.errors import SetupError
 from segnode_contract.identity import derived_uid
 from segnode_contract.ledger import ActLedger, Ledger
@@ -84,3 +88,47 @@ def test_a_result_that_was_withdrawn_at_the_node_is_not_given_its_uids_again(
     with pytest.raises(SetupError, match=rf"segnode retry {anew[:12]}"):
         segment._check_not_withdrawn(tmp_path, key)
     ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"inputs": [InputSeries(role=r, modality="MR", optional=False) for r in ("t1", "t2")]},
+            "takes t1, t2, and .* gives it one series .* a node whose route names these series",
+        ),
+        ({"builds_on": "ct-body"}, "builds on the result of ct-body, and .* comes after that of"),
+    ],
+)
+def test_a_model_that_needs_more_than_one_series_is_sent_to_a_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], sentence: str
+) -> None:
+    card = replace(card_of(2), **change)
+    listed = SimpleNamespace(named=lambda name: SimpleNamespace(card=card, digest="several"))
+    monkeypatch.setattr(segment, "offer_of", lambda folder: listed)
+    settings = load_settings(CONFIG / "segnode.toml")
+    with pytest.raises(SetupError, match=sentence):
+        segment.segment_folder(tmp_path, "several", tmp_path / "out", settings, tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError])
+def test_an_error_that_nobody_expected_is_one_sentence_without_its_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[Exception]
+) -> None:
+    def failing(*arguments: object) -> str:
+        raise kind("Doe^Jane has no pixels")
+
+    monkeypatch.setattr(main, "segment_folder", failing)
+    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    command = ["segnode", "segment", "FOLDER", "--model", "ct-tissue", "--out", "OUT"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"segnode: This failed with {kind.__name__} at test_segment_form.py:")
+    assert said.count("\n") == 1
+    assert "Jane" not in said
+    monkeypatch.setattr(sys, "argv", ["segnode", "--debug", *command[1:]])
+    with pytest.raises(kind, match="Jane"):
+        main.main()

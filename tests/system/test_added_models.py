@@ -82,9 +82,9 @@ def write_card(folder: Path, text: str) -> None:
     (folder / "card.toml").write_text(text.replace("time_limit_s = 60", "time_limit_s = 600"))
 
 
-def add(node: Node, folder: Path) -> None:
+def add(node: Node, folder: Path, *more: str) -> None:
     """Add a model as the README says."""
-    command = [SEGNODE, "models", "add", str(folder), "--data", str(node.data), "--yes"]
+    command = [SEGNODE, "models", "add", str(folder), "--data", str(node.data), "--yes", *more]
     subprocess.run(command, check=True)
 
 
@@ -153,7 +153,7 @@ def test_a_model_added_while_the_node_runs_segments_the_next_study(
 def test_a_long_inference_tells_its_progress_and_is_cancelled(
     node: Node, brought: Path, tmp_path: Path
 ) -> None:
-    add(node, brought / "slow")
+    add(node, brought / "slow", "--no-trial")
     study_uid = give(node, tmp_path / "images", "slow", shapes_phantom(32, shape=(96, 96, 96)))
     job = wait_for(node, study_uid, lambda job: bool(job.row.progress))
     further = job.row.progress or 0

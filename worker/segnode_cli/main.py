@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import traceback
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -205,10 +206,11 @@ def add_one_model(
     path: Annotated[Path, typer.Argument(help="Folder, .zip, .tar or .tar.gz.")],
     card: Annotated[Path | None, typer.Option(help="Card to use instead of its own.")] = None,
     yes: YesOption = False,
+    no_trial: Annotated[bool, typer.Option("--no-trial", help="Do not run it once first.")] = False,
     data: DataOption = DATA,
 ) -> None:
     """Show what a model from elsewhere holds and may execute, and add it; a card is drafted."""
-    if not add_model(path, data, card_file=card, yes=yes):
+    if not add_model(path, data, card_file=card, yes=yes, trial=not no_trial):
         raise typer.Exit(1)
 
 
@@ -260,14 +262,25 @@ def main() -> None:
             raise
         print(f"segnode: {error.sentence}", file=sys.stderr)
         sys.exit(1)
-    except OSError as error:
-        if _Debug.on:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"segnode: {error.strerror or error}{where}.", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if _Debug.on:
+            raise
+        print(f"segnode: {_said_of(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _said_of(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}."
+    # not its text, which may quote what an image says of a patient
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"This failed with {type(error).__name__} at {Path(place.filename).name}:{place.lineno}, "
+        "which segnode does not know; `segnode --debug` before the same command shows more."
+    )
 
 
 def _as_interrupt(number: int, frame: object) -> None:

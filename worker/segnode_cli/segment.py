@@ -39,13 +39,15 @@ def segment_folder(path: Path, model: str, out: Path, settings: Settings, data: 
     Raises
     ------
     SetupError
-        If there is no series, or more than one, or its result was withdrawn at that node.
+        If there is no series, or more than one, or its result was withdrawn at that node, or the
+        model needs more than one series.
     UnknownModel
         If there is no such model.
     """
     folder = models_folder(data) if data.exists() else None
     listed = offer_of(folder).named(model)
     card, digest = listed.card, listed.digest
+    _check_takes_one_series(card)
     archive = FolderArchive(path, out)
     study_uid, series_uid = _the_series(archive, card, path)
     files = archive.fetch_series(study_uid, series_uid)
@@ -87,6 +89,20 @@ def segment_folder(path: Path, model: str, out: Path, settings: Settings, data: 
     for withheld in made.findings.withheld:
         say(f"segment {withheld.segment} is left out: {withheld.reason}")
     return str(out)
+
+
+def _check_takes_one_series(card: Card) -> None:
+    roles = ", ".join(one.role for one in card.inputs)
+    if not (roles or card.builds_on):
+        return
+    needs = f"takes {roles}" if roles else f"builds on the result of {card.builds_on}"
+    names = "names these series" if roles else f"comes after that of {card.builds_on}"
+    raise SetupError(
+        f"The model {card.name} {needs}, and `segnode segment` gives it one series and nothing "
+        f"else; send the study to a node whose route {names} (with shadow = true the result is "
+        "kept out of the archive).",
+        code="wrong-roles" if roles else "wrong-prior",
+    )
 
 
 def _check_not_withdrawn(data: Path, key: str) -> None:

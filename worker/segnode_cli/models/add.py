@@ -19,6 +19,7 @@ from segnode_cli.models.draft import MOST_NAME, Draft, draft_card
 from segnode_cli.models.inspect import CARD, TORCHSCRIPT, ModelFile, inspect_file, plain
 from segnode_cli.models.show import agreed, file_table, lines_of, purpose, size_of
 from segnode_cli.models.store import ModelStore, copy_files
+from segnode_cli.models.trial import try_model
 from segnode_cli.node import read_environment
 from segnode_cli.show import console, say
 from segnode_contract.card import Card, parse_card
@@ -46,16 +47,20 @@ class Brought:
     packed: bool
 
 
-def add_model(path: Path, data: Path, *, card_file: Path | None, yes: bool) -> bool:
+def add_model(
+    path: Path, data: Path, *, card_file: Path | None, yes: bool, trial: bool = True
+) -> bool:
     """Add the model in a folder or archive, and return whether it is there now.
 
     Without a card, one is drafted and nothing added. Otherwise the files are copied, shown with
-    what they may execute, and, once that is agreed to, take their place in one step.
+    what they may execute, and, once that is agreed to and the model ran in its trial, take their
+    place in one step.
 
     Raises
     ------
     SetupError
-        If there is no such model, a file is a link, a library is missing, or nobody can be asked.
+        If there is no such model, a file is a link, a library is missing, nobody can be asked, or
+        the model fails in its trial.
     CardError
         If the card lacks something, or names what is not there.
     """
@@ -85,14 +90,35 @@ def add_model(path: Path, data: Path, *, card_file: Path | None, yes: bool) -> b
             return True
         if before:
             say(f"{card.name} is there already, SHA-256 {before[:12]} …; this one replaces it.")
+        _tell_of_marks(Draft(name=card.name, text=text).doubts(), where)
         if not (yes or agreed("Add it, and let it run in the sandbox?")):
             say("Nothing was added.")
             return False
+        untried = "--no-trial was said."
+        if trial:
+            with store.apart(new, card.name, pins) as models:
+                untried = try_model(models, card.name)
         store.put(new, card.name, pins)
     say(f"{card.name} {plain(card.version)} is added, SHA-256 {pins.digest[:12]} …, in {place}")
-    say(f'A route runs it: model = "{card.name}" in segnode.toml.')
+    if untried:
+        say(f"It was not tried: {untried}")
+    say(f'A route runs it: model = "{card.name}" in segnode.toml{_roles(card)}.')
     _tell_if_nobodys(data)
     return True
+
+
+def _tell_of_marks(marks: Sequence[tuple[int, str]], where: str) -> None:
+    if marks:
+        first = f"the first is line {marks[0][0]}"
+        say(f"Lines of {where} still marked with 'look at this': {len(marks)}; {first}.")
+
+
+def _roles(card: Card) -> str:
+    """Return what else a route needs for a model of several series."""
+    if not card.inputs:
+        return ""
+    named = [f"{one.role} (may be missing)" if one.optional else one.role for one in card.inputs]
+    return f", with trigger = \"study\" and a line in 'series' for each role: {', '.join(named)}"
 
 
 def _tell_if_nobodys(data: Path) -> None:

@@ -56,6 +56,19 @@ class ModelStore:
         """Return an empty folder on the same disk, which is gone after `held`."""
         return Path(tempfile.mkdtemp(prefix=_WORK, dir=self._folder))
 
+    @contextmanager
+    def apart(self, new: Path, name: str, pins: Pins) -> Iterator[Path]:
+        """Give a folder of models with `new`, a workplace, as the only one; after, it is back."""
+        _protect(new)
+        models = self.workplace()
+        models.chmod(0o755)
+        new.rename(models / name)
+        try:
+            write_pins(models, name, pins)
+            yield models
+        finally:
+            (models / name).rename(new)
+
     def put(self, new: Path, name: str, pins: Pins) -> None:
         """Make `new`, a workplace, the model `name`; an older one goes.
 
@@ -69,6 +82,7 @@ class ModelStore:
                 place.rename(old)
             try:
                 new.rename(place)
+                place.chmod(0o555)
                 write_pins(self._folder, name, pins)
             except OSError:
                 if place.exists():
@@ -109,9 +123,10 @@ def copy_files(source: Path, paths: Iterable[str], target: Path) -> dict[str, st
 
 
 def _protect(folder: Path) -> None:
-    """Let everybody read and nobody write."""
-    for path in [folder, *folder.rglob("*")]:
+    """Let everybody read and nobody write what is in a folder, which can itself be moved."""
+    for path in folder.rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
+    folder.chmod(0o755)
 
 
 def _remove(folder: Path) -> None:
