@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -146,3 +147,30 @@ def test_the_environment_says_which_gpu_and_where_its_libraries_are(
         assert answer_of(service, 1) == str(list(wanted.values()))
     finally:
         service.stop()
+
+
+SPEAKS = r"""
+import os, time
+print("terminals:", [n for n in range(64) if os.isatty(n)], "\x1b]0;owned\x07", flush=True)
+time.sleep(600)
+"""
+BESIDE = """
+import sys, time
+from segnode_worker.model_service import ModelService
+
+service = ModelService(["-c", sys.argv[1]])
+service.start()
+time.sleep(3)
+service.stop()
+"""
+
+
+def test_a_model_neither_reads_the_terminal_nor_steers_it() -> None:
+    ours, its = pty.openpty()
+    command = [sys.executable, "-c", BESIDE, SPEAKS]
+    subprocess.run(command, stdin=its, stdout=its, stderr=its, check=True)
+    os.close(its)
+    said = os.read(ours, 65536)
+    os.close(ours)
+    assert b"terminals: []" in said
+    assert b"\x1b" not in said

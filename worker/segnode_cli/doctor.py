@@ -290,7 +290,7 @@ def _gpu(known: dict[str, str], pci: Path = Path("/sys/bus/pci/devices")) -> str
         if (card / "vendor").read_text(encoding="ascii").strip() == _NVIDIA
         and (card / "class").read_text(encoding="ascii").startswith(_DISPLAY)
     ]
-    if not cards or not all(device.startswith("CPU") for device in used):
+    if not cards or not used or not all(device.startswith("CPU") for device in used):
         return said
     return (
         f"{said}; the NVIDIA GPU at {', '.join(cards)} is not used: SEGNODE_DEVICE or "

@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,11 @@ class Server:
         if request["ask"] == "models":
             self._list(link)
             return
+        ahead = ExitStack()
         try:
-            prepared = self._prepared(link, request, fds)
+            prepared = self._prepared(link, request, fds, ahead)
             with self._device:
+                ahead.close()
                 if _unwanted(link):
                     return
                 self._end_if_stained()
@@ -110,28 +112,33 @@ class Server:
                     if self._broken:  # nobody else may come to a context that is lost for good
                         os._exit(1)
         finally:
+            ahead.close()
             for fd in fds:
                 os.close(fd)
 
-    def _prepared(self, link: socket.socket, request: dict[str, Any], fds: list[int]) -> object:
-        """Return what a model makes of the images while another job is on the device.
+    def _prepared(
+        self, link: socket.socket, request: dict[str, Any], fds: list[int], ahead: ExitStack
+    ) -> object:
+        """Return what a model makes of the images while another job is on the GPU.
 
-        None where it makes nothing, was never loaded, or fails: then all is done in its turn, and
-        a failure is named there.
+        One job at a time is ahead, until `ahead` is closed: its volume takes memory that nobody
+        counts. None where nothing is made: then all is done in the job's turn, within its limit of
+        time, and a failure is named there.
         """
         prepare = self._preparations.get(request["digest"])
         listed = self._usable().models.get(request["digest"])
-        if prepare is None or listed is None:
+        if self._shelf.device == HOST or prepare is None or listed is None:
             return None
-        with self._preparing:
-            if _unwanted(link):
-                return None
-            try:
-                volume, _ = _shared(listed.card, request, fds)
-                with _no_longer_than(listed.card.time_limit_s + _GRACE_S):
-                    return prepare(volume)
-            except Exception:
-                return None
+        if not self._preparing.acquire(timeout=listed.card.time_limit_s):
+            return None
+        ahead.callback(self._preparing.release)
+        if _unwanted(link):
+            return None
+        try:
+            volume, _ = _shared(listed.card, request, fds)
+            return prepare(volume)
+        except Exception:
+            return None
 
     def _end_if_stained(self) -> None:
         """End the process if it holds a model that is not offered any more, changed or removed.

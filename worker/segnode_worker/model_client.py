@@ -37,14 +37,6 @@ _TURN_S = 3600.0
 _TRIES = 5
 _LOAD_S = 600.0
 """The process ends by itself soon after, should whoever asked have died."""
-_TOO_LONG = (
-    "The model {name} ran longer than the {seconds:g} s that its card allows, and was ended; see "
-    "whether the series is unusually large, or raise time_limit_s in the card."
-)
-_TOO_LONG_TO_LOAD = (
-    "The model {name} was not loaded within {load_s:g} s, and its process was ended; see whether "
-    "its weights lie on a slow disk, or its code waits for something."
-)
 _TOLD_S = 0.5
 _STOP_S = 1.0
 """A model that is to stop has this long to do so by itself."""
@@ -230,10 +222,10 @@ class ModelProcess:
                 link, first = kept.enter_context(self._turn(request, fds, told=told))
                 _raise_failure(first, card, request)
                 asked = _Asked(link=link, start=self._service.current(), killed=kernel_kills())
-                with self._in_hands(asked, card, request, first, _TOO_LONG_TO_LOAD):
+                with self._in_hands(asked, card, request, first, loading=True):
                     ready = _reply(link, _LOAD_S, told)
                 _raise_failure(ready, card, request)
-            with stage(Stage.INFER), self._in_hands(asked, card, request, first, _TOO_LONG):
+            with stage(Stage.INFER), self._in_hands(asked, card, request, first):
                 said = _last_word(link, card.time_limit_s, told)
             _raise_failure(said, card, request)
             labels = np.frombuffer(taken[1], np.uint8).reshape(shape).copy()
@@ -246,15 +238,15 @@ class ModelProcess:
         card: Card,
         request: dict[str, Any],
         first: dict[str, Any],
-        too_long: str,
+        *,
+        loading: bool = False,
     ) -> Iterator[None]:
         """Name what becomes of the process inside the ``with``; end it where it must not go on."""
         try:
             yield
         except TimeoutError as error:
             self._service.kill(asked.start)
-            limit = too_long.format(name=card.name, seconds=card.time_limit_s, load_s=_LOAD_S)
-            raise ModelTimeLimit(limit) from error
+            raise _too_long(card, loading=loading) from error
         except ModelProcessDied as error:
             if kernel_kills() > asked.killed:
                 raise _no_memory(card, first, request) from error
@@ -338,6 +330,20 @@ def _raise_failure(said: dict[str, Any], card: Card, request: dict[str, Any]) ->
         raise _no_memory(card, said, request)
     if "code" in said:
         raise PermanentError(said["sentence"], code=said["code"])
+
+
+def _too_long(card: Card, *, loading: bool) -> ModelTimeLimit:
+    if loading:
+        return ModelTimeLimit(
+            f"The model {card.name} was not loaded within {_LOAD_S:g} s, and its process was "
+            "ended; see whether its weights lie on a slow disk, or its code waits for something.",
+            code="model-load-time",
+        )
+    return ModelTimeLimit(
+        f"The model {card.name} ran longer than the {card.time_limit_s:g} s that its card allows, "
+        "and was ended; see whether the series is unusually large, or raise time_limit_s in the "
+        "card."
+    )
 
 
 def _no_memory(card: Card, said: dict[str, Any], request: dict[str, Any]) -> SegnodeError:

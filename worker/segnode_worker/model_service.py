@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from segnode_contract.settings import MODELS
 from segnode_worker.sandbox import MODELS_INSIDE, sandboxed, why_not
@@ -28,6 +29,7 @@ _PASSED_ON = (
 """What the model process sees of our environment: no address and no password."""
 _RESTART_S = 1.0
 _FOLDER = "segnode-model-"
+_LONGEST_LINE = 8192
 
 
 def models_folder(data: Path) -> Path:
@@ -135,13 +137,17 @@ class ModelService:
             around = sandboxed(self._models, self._reads)
         self._lifeline, its = socket.socketpair()
         with its:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*around, sys.executable, *self._program, str(fd)],
                 pass_fds=[fd, its.fileno()],
                 env=self._environment() | {"SEGNODE_MODEL_LIFELINE": str(its.fileno())},
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )
+        threading.Thread(target=_pass_on, args=(process.stdout,), daemon=True).start()
+        return process
 
     def _let_go(self) -> None:
         """End the process that was started last, should it live: killed early, bwrap leaves it."""
@@ -179,6 +185,19 @@ class ModelService:
         process = self._process
         if process is not None and process.poll() is None:
             process.kill()
+
+
+def _pass_on(said: IO[bytes]) -> None:
+    """Write what the process says to our stderr, without the signs that steer a terminal.
+
+    A terminal itself would be read by models, and believed by whoever sits before it.
+    """
+    with said:
+        for line in iter(lambda: said.readline(_LONGEST_LINE), b""):
+            text = line.decode(errors="replace").rstrip("\n")
+            kept = "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+            with suppress(OSError):
+                os.write(2, f"{kept}\n".encode())
 
 
 def _sweep() -> None:

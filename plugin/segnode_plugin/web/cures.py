@@ -106,6 +106,10 @@ _CURES = {
         "The model ran longer than its card allows and was stopped. See whether its GPU is there "
         "and free; with a series of unusual size, retry once when the machine is idle."
     ),
+    "model-load-time": (
+        "See whether the disk of the worker's models is slow or full of other work, then retry; a "
+        "model that waits for a network at loading can never run."
+    ),
     "stage-time-limit": "See whether disk and archive are slow, by the stages below; then retry.",
     "model-untrusted": (
         "The model's files were changed since an administrator added them. Compare with where they "

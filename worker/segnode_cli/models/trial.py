@@ -26,6 +26,7 @@ from segnode_worker.model_service import ModelService
 from segnode_worker.sandbox import why_not
 from segnode_worker.volume import for_model
 
+_START_S = 60.0
 _LIMIT_S = 60.0
 _SHAPE = (32, 64, 64)
 _SPACING_MM = (3.0, 3.0, 3.0)
@@ -81,11 +82,12 @@ def try_model(models: Path, name: str) -> str:
 
 def _run(models: Path, listed: ListedModel) -> None:
     volume = _made_up(listed.card)
-    service = ModelService(models=models)
+    # a worker may be at work on the same device
+    service = ModelService(models=models, memory_mb=max(1, listed.card.memory_bytes >> 20))
     service.start()
     try:
         process = ModelProcess(service)
-        process.models(_LIMIT_S)  # says so where the process itself does not come up
+        process.models(_START_S)  # says so where the process itself does not come up
         process.segment(
             listed.card,
             listed.digest,
