@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -218,6 +219,20 @@ def test_channels_without_background_may_overlap_and_need_a_plane_each(bundle: M
     assert [one.role for one in card.inputs] == ["t1c", "t1", "t2", "flair"]
 
 
+def test_one_channel_that_is_a_mask_is_label_1_of_the_result(bundle: Make) -> None:
+    labels = pytest.importorskip("segnode_models.bundle.labels")
+    folder = bundle(pred={"num_channels": 1, "channel_def": {"0": "lesion"}})
+    card = drafted(folder)
+    [lesion] = card.segments
+    assert (lesion.label, lesion.plane, lesion.value, lesion.channel) == ("Lesion", 0, 1, 1)
+    assert "1 is the segment, 0 is background" in draft_card(folder, "x").text
+    mask = np.arange(8).reshape(1, 2, 2, 2) % 2
+    found = np.zeros((1, 2, 2, 2), np.uint8)
+    result = pytest.importorskip("torch").from_numpy(mask)
+    labels.write_labels(result, card, found, lambda done: None)
+    assert np.array_equal(found, mask)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -274,11 +289,12 @@ SWITCH = {"path": "$@bundle_root + '/models/' + @name", "name": "$'a.pt' if @fin
         ("$@folder + '/tuned.pt'", ["other.pt", "tuned.pt"], "models/tuned.pt", ""),
         ("@path", ["b.pt"], "models/b.pt", "loads a.pt or b.pt, by a switch"),
         ("models/tuned.pt", ["model.pt"], "models/model.pt", "loads models/tuned.pt, which is not"),
+        (f"{'肝' * 99}.pt", ["model.pt"], "models/model.pt", "loads 肝"),
         ("models/model.pt", ["low.pt"], "models/low.pt", "inference.json does not name it"),
         ("", ["model.ts", "other.pt"], "models/model.ts", ""),
         ("", ["a.pt", "b.pt"], "unknown", "one of models/a.pt, models/b.pt"),
     ],
-    ids=["named", "in parts", "switch", "renamed", "only one", "not named", "several"],
+    ids=["named", "in parts", "switch", "renamed", "too long", "only one", "not named", "several"],
 )
 def test_weights_are_those_that_the_configuration_loads_or_a_line_to_look_at(
     bundle: Make, load_path: str, there: list[str], weights: str, doubt: str
@@ -318,6 +334,16 @@ LAMBDA = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x * 4"}
         (LAMBDA, "Lambdad"),
         (LAMBDA | {"keys": ["@key", "$monai.utils.CommonKeys.PRED"]}, "Lambdad"),
         (LAMBDA | {"keys": "@key"}, ""),
+        (LAMBDA | {"keys": "$['pred']"}, "Lambdad"),
+        (LAMBDA | {"keys": ["@key", "$@key[:0] + 'pred'"]}, "Lambdad"),
+        (LAMBDA | {"keys": "@made"}, "Lambdad"),
+        (LAMBDA | {"keys": "%other.json::key"}, "Lambdad"),
+        (LAMBDA | {"keys": ["@key", "@nowhere"]}, "Lambdad"),
+        (LAMBDA | {"keys": ["image"] * 1000 + ["pred"]}, "Lambdad"),
+        (LAMBDA | {"keys": "$monai.utils.enums.CommonKeys.PRED.value"}, "Lambdad"),
+        (LAMBDA | {"keys": "$monai.utils.enums.CommonKeys.IMAGE.value"}, ""),
+        ({"_target_": ["Invertd"], "keys": "pred"}, "a step"),
+        ("@nothing + " * 500 + "@more", "@nothing + "),
         (LAMBDA | {"_disabled_": True}, ""),
         (LAMBDA | {"_disabled_": "$not @load"}, "Lambdad"),
         ({"_target_": "scripts.mine.Invertd", "keys": "pred"}, "scripts.mine.Invertd"),
@@ -336,6 +362,7 @@ def test_a_step_that_may_change_labels_marks_every_segment(
         "postprocessing": {"_target_": "Compose", "transforms": steps},
         "more": [LAMBDA],
         "nothing": [],
+        "made": "$['pred']",
     }
     names = {"0": "Tumor core", "1": "Whole tumor", "2": "肝臓"}
     folder = bundle(pred={"channel_def": names}, config=config)
@@ -347,8 +374,9 @@ def test_a_step_that_may_change_labels_marks_every_segment(
     assert len(drafted(folder).segments) == 3
 
 
-def test_a_bundle_that_does_not_resample_says_so(bundle: Make) -> None:
-    folder = bundle(config={"preprocessing": [LOAD, TURN, RESAMPLE | {"_disabled_": True}]})
+@pytest.mark.parametrize("change", [{"_disabled_": True}, {"keys": "label"}, {"keys": "$[@key]"}])
+def test_a_bundle_that_does_not_resample_says_so(bundle: Make, change: Any) -> None:
+    folder = bundle(config={"preprocessing": [LOAD, TURN, RESAMPLE | change]})
     assert "let the route take only those with the spacing, and the preparation" in doubts(folder)
     assert "does not bring images to the spacing" in drafted(folder).limitations[1]
 
@@ -372,6 +400,36 @@ def test_references_that_lead_nowhere_end(bundle: Make, part: Any) -> None:
     loops = {"a": ["@b", "@a"], "b": "@a", "key": "@key", "load": {"load_path": "@load#load_path"}}
     folder = bundle(config={"preprocessing": part, "postprocessing": part} | loops)
     assert read_facts(folder, "x").orientation == ""
+
+
+def test_a_small_configuration_takes_little_memory(bundle: Make) -> None:
+    paths = {"load": {"load_path": "@a" * 2000}, "a": "z" * 200_000}
+    folder = bundle(config=paths)
+    tracemalloc.start()
+    try:
+        read_facts(folder, "x")
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("line", ["_disabled_", "_target_", "keys"])
+def test_what_yaml_repeats_by_name_is_not_written_out(bundle: Make, line: str) -> None:
+    pytest.importorskip("yaml")
+    folder = bundle()
+    (folder / "configs/inference.json").unlink()
+    nested = [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 7)]
+    step = {"_target_": "Lambdad", "keys": "pred"} | {line: "*a6"}
+    written = ", ".join(f"{key}: {value}" for key, value in step.items())
+    text = "\n".join(["a0: &a0 [x]", *nested, f"postprocessing: [{{{written}}}]"])
+    (folder / "configs/inference.yaml").write_text(text)
+    tracemalloc.start()
+    try:
+        said = doubts(folder)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+    assert "changes labels after the network" in said
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, '{"name": "\xff'])
@@ -492,11 +550,17 @@ def test_what_the_draft_says_of_nibabel_gives_the_axes_that_nnunet_sees(
     [
         ({"preprocessing": {"_target_": "Compose", "transforms": [LOAD, TURN]}}, True),
         ({"preprocessing": {"_target_": "Compose", "transforms": "$@a + @b"}, "b": [TURN]}, True),
-        ({"preprocessing": [{"_target_": "monai.transforms.OrientationDict"}]}, True),
+        ({"preprocessing": [TURN | {"_target_": "monai.transforms.OrientationDict"}]}, True),
+        ({"preprocessing": [TURN | {"keys": ["label", "$monai.utils.CommonKeys.IMAGE"]}]}, True),
+        ({"preprocessing": [TURN | {"keys": "label"}]}, False),
+        ({"preprocessing": [TURN | {"keys": "$[@key]"}]}, False),
+        ({"preprocessing": [{"_target_": "Orientation"}]}, False),
+        ({"preprocessing": "$@a if @c else @b", "a": [LOAD], "b": [TURN]}, False),
+        ({"preprocessing": [CONFIG["preprocessing"] | {"_disabled_": "$@a"}]}, False),
         ({"preprocessing": None, "dataset": {"transform": [TURN]}}, True),
         ({"preprocessing": [TURN | {"_disabled_": True}]}, False),
         ({"preprocessing": [TURN | {"_disabled_": "$@a"}]}, False),
-        ({"preprocessing": [{"_target_": "scripts.mine.Orientationd"}]}, False),
+        ({"preprocessing": [TURN | {"_target_": "scripts.mine.Orientationd"}]}, False),
         ({"description": "Orientationd is left to you", "preprocessing": [RESAMPLE]}, False),
         ({"preprocessing": [LOAD], "training": {"transforms": [TURN]}}, False),
     ],

@@ -67,7 +67,10 @@ INFERENCE = {
     "imports": ["$import glob", "$from scripts import net"],
     "device": "$torch.device('cpu')",
     "network_def": {"_target_": "UNet", "norm": ["batch", {"_target_": "scripts.net.Norm"}]},
-    "preprocessing": {"_target_": "Compose", "transforms": [{"_target_": "Orientationd"}]},
+    "preprocessing": {
+        "_target_": "Compose",
+        "transforms": [{"_target_": "Orientationd", "keys": "image"}],
+    },
     "network_def::act": {"_target_": "torch.nn.ReLU"},
 }
 

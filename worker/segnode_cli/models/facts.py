@@ -34,6 +34,7 @@ _NOT_RESAMPLED = (
     "The model does not bring images to the spacing that it was trained on: on images of another "
     "spacing or preparation its result may be wrong."
 )
+_ONE_MASK = "its one channel is read as a label map: 1 is the segment, 0 is background"
 _AXES = "nibabel.aff2axcodes of a training image, {order}, with H for S and F for I"
 
 
@@ -118,10 +119,12 @@ def _bundle_facts(folder: Path, title: str) -> ModelFacts:
     image_key, image = _part(network, "inputs", "image")
     pred_key, pred = _part(network, "outputs", "pred")
     _check_volume(title, image, pred)
-    inference = read_inference(folder, title, pred_key)
+    inference = read_inference(folder, title, image_key, pred_key)
     config = inference.config
     weights = find_weights(folder, title, config, inference.weights)
     names, named = _bundle_outputs(pred)
+    mask = [*names] == [0] and pred.get("num_channels", 1) == 1 and not _has_background(names)
+    names = {1: names[0]} if mask else names
     return ModelFacts(
         kind="monai-bundle",
         source="configs/metadata.json",
@@ -134,6 +137,7 @@ def _bundle_facts(folder: Path, title: str) -> ModelFacts:
         orientation="HAR" if inference.turns else "",
         orientation_hint=f"{_AXES.format(order='in that order')}: (R, A, S) is RAH",
         network={"config": config, "weights": weights.path, "image": image_key, "pred": pred_key},
+        notes={"pred": _ONE_MASK} if mask else {},
         doubts={"weights": weights.doubt} if weights.doubt else {},
         input_doubts=_input_doubts(image, inference),
         label_doubt=_label_doubt(inference),

@@ -9,6 +9,8 @@ from pathlib import Path
 from segnode_contract.errors import SetupError
 
 _USUAL = [f"models/model.{end}" for end in ("pt", "ts", "safetensors")]
+_LONGEST_NAME = 255
+"""Bytes that file systems take."""
 _ENDINGS = (".pt", ".pth", ".ts", ".safetensors")
 
 
@@ -31,7 +33,8 @@ def find_weights(folder: Path, title: str, config: str, told: Sequence[str]) -> 
     SetupError
         If there are none.
     """
-    named = [path for name in told for path in (name, f"models/{name}") if ".." not in name]
+    usable = [name for name in told if ".." not in name and len(name.encode()) <= _LONGEST_NAME]
+    named = [path for name in usable for path in (name, f"models/{name}")]
     found = [path for path in (*named, *_USUAL) if (folder / path).is_file()][:1]
     doubt = ""
     if len(told) > 1:
