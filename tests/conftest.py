@@ -12,10 +12,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from segnode_contract.ledger import Ledger
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -32,6 +36,19 @@ def shared_data() -> Path:
 def no_node_of_this_shell() -> None:
     """Keep commands without --data away from the node of whoever runs the tests."""
     os.environ.pop("SEGNODE_DATA", None)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """One browser for all tests of a process, which cannot have two."""
+    from .system.browser import CHROMIUM, running_chromium
+
+    if not Path(CHROMIUM).exists():
+        if os.environ.get("CI"):
+            pytest.fail("Chromium is not installed; `make test` installs it")
+        pytest.skip("Chromium is not installed; `make test` installs it")
+    with running_chromium() as browser:
+        yield browser
 
 
 def free_port() -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from flask import Blueprint, Response, render_template_string
 from flask.testing import FlaskClient
+from playwright.sync_api import Browser
 from werkzeug.serving import make_server
 
 from segnode_contract.errors import SetupError
@@ -167,14 +169,11 @@ def address() -> Iterator[str]:
     server.server_close()
 
 
-def test_libraries_work_under_our_policy_without_a_violation(address: str) -> None:
-    from ..system.browser import CHROMIUM, running_chromium
-
-    if not Path(CHROMIUM).exists():
-        pytest.skip("Chromium is not installed; `make test` installs it")
+def test_libraries_work_under_our_policy_without_a_violation(
+    address: str, chromium: Browser
+) -> None:
     said: list[str] = []
-    with running_chromium() as chromium:
-        page = chromium.new_page()
+    with closing(chromium.new_page()) as page:
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(address)

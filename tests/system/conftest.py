@@ -17,7 +17,7 @@ from segnode_cli.supervise import check_programs, running
 from segnode_contract.errors import SetupError
 from segnode_contract.settings import load_settings
 
-from .browser import CHROMIUM, Viewer, logged_in, open_viewer, running_chromium
+from .browser import Viewer, logged_in, open_viewer
 from .viewer_node import PLUGINS, ViewerNode, running_node
 
 
@@ -62,14 +62,6 @@ def orthanc_with_viewer(
         port = probe.getsockname()[1]
     with running_node(tmp_path_factory.mktemp("viewer"), viewer_dist, port) as node:
         yield node
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    """One browser for all tests."""
-    need(Path(CHROMIUM).exists(), f"{CHROMIUM} is not installed")
-    with running_chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="session")
