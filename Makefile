@@ -37,8 +37,8 @@ test-trixie:
 		$(or $(TESTS),tests/plugin tests/system)"
 
 # needs a CUDA device, no Orthanc and no Redis
-gpu:
-	.venv/bin/pytest -s tests/gpu
+gpu: test-setup
+	@.venv/bin/pytest -s tests/gpu
 
 faults: test-setup
 	@.venv/bin/python -m tests.faults.matrix $(FAULTS)
