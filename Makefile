@@ -28,7 +28,7 @@ test: test-setup
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/pytest --numprocesses 2 --dist loadfile
+	.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # each image of highdicom 0.28 has a database in memory, which Python 3.13 wants closed
 test-trixie:

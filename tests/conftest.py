@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that of several processes none is left with it."""
+    items.sort(key=lambda item: Path(__file__).parent / "system" not in item.path.parents)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The real images beside the checkout."""
