@@ -719,6 +719,20 @@ def test_real_files_of_torch_are_told_apart(tmp_path: Path) -> None:
     }
 
 
+def test_a_program_that_begins_as_something_else_is_shown_as_what_it_is(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "model.ts"
+    file.write_text("Weights alone, nothing to look at.\n")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+        torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "plain.ts"))
+        with zipfile.ZipFile(tmp_path / "plain.ts") as plain, zipfile.ZipFile(file, "a") as made:
+            for info in plain.infolist():
+                made.writestr(info.filename, plain.read(info))
+        torch.jit.load(str(file))  # torch takes it
+    assert what_it_is(file, "model.ts") == "TorchScript program"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [

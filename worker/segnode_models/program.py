@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile
 
 import torch
 
 from segnode_contract.errors import ModelFailed
 from segnode_models.memory import lacks_memory
-
-
-def is_program(path: Path) -> bool:
-    """Return whether a file is a TorchScript program, whatever its name: weights have no code."""
-    try:
-        with ZipFile(path) as archive:
-            return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
-    except (OSError, BadZipFile):
-        return False
 
 
 def load_program(path: Path, device: torch.device) -> torch.jit.ScriptModule:

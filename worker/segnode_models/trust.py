@@ -13,11 +13,25 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 from segnode_contract.errors import ModelUntrusted
 
 _SUFFIX = ".pins.json"
 _AGAIN = "; look at what changed, then add it again with `segnode models add`."
+
+
+def is_program(file: Path) -> bool:
+    """Return whether a file is a TorchScript program, by its content: weights bring no code.
+
+    What a person is shown and what is loaded go by this one rule.
+    """
+    try:
+        with ZipFile(file) as archive:
+            names = archive.namelist()
+    except (BadZipFile, ValueError, NotImplementedError, OSError):
+        return False
+    return any("/code/" in f"/{name}" or name.endswith("constants.pkl") for name in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

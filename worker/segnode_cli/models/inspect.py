@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from segnode_models.trust import is_program
+
 CARD = "card.toml"
 TORCHSCRIPT = "TorchScript program"
 _PROGRAMS = (TORCHSCRIPT, "Python code", "compiled program", "configuration", "damaged archive")
@@ -91,7 +93,7 @@ def what_it_is(file: Path, path: str) -> str:
         what = "compiled program"
     elif suffix == ".py":
         what = "Python code"
-    elif start.startswith(b"PK\x03\x04"):
+    elif zipfile.is_zipfile(file) or start.startswith(b"PK\x03\x04"):
         what = _what_zip(file)
     elif start.startswith(_PICKLES):
         what = _PICKLE
@@ -109,7 +111,7 @@ def _what_zip(file: Path) -> str:
             names = opened.namelist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
         return "damaged archive"
-    if any("/code/" in f"/{name}" or name.endswith("constants.pkl") for name in names):
+    if is_program(file):
         return TORCHSCRIPT
     if any(name.endswith("data.pkl") for name in names):
         return _PICKLE

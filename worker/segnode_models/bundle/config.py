@@ -36,7 +36,8 @@ from segnode_models.bundle.inversion import (
     with_channelwise_inversion,
 )
 from segnode_models.bundle.weights import load_state
-from segnode_models.program import is_program, load_program
+from segnode_models.program import load_program
+from segnode_models.trust import is_program
 
 _METADATA = "configs/metadata.json"
 _IDS = {
