@@ -26,6 +26,7 @@ from segnode_contract.ledger import Ledger, LedgerView
 from segnode_contract.ledger.view import WorkerRow
 from segnode_contract.settings import MODELS, load_settings
 from segnode_contract.workers import SILENT_S
+from segnode_models.device import UNUSED
 from segnode_models.registry import offer_of
 from segnode_models.trust import pinned_models
 from segnode_plugin.notice import trial as trial_of
@@ -36,8 +37,6 @@ from segnode_worker.receivers import receiver_of
 from segnode_worker.sandbox import why_not
 
 Check = Callable[[], str]
-_UNUSED = "This machine has a GPU that the model process cannot use"
-"""So begins what a model process says of it."""
 _NVIDIA, _DISPLAY = "0x10de", "0x03"
 """Vendor and base class of a GPU on the PCI bus; its sound is another device."""
 
@@ -279,8 +278,8 @@ def _gpu(known: dict[str, str], pci: Path = Path("/sys/bus/pci/devices")) -> str
     """Return what workers of this machine run on; fail where one cannot use the GPU there is."""
     here = [worker for worker in _alive(known) if worker.name.startswith(f"{host()}/")]
     for worker in here:
-        if _UNUSED in worker.detail:
-            reason = worker.detail[worker.detail.index(_UNUSED) :]
+        if UNUSED in worker.detail:
+            reason = worker.detail[worker.detail.index(UNUSED) :]
             raise SetupError(f"Worker {worker.name}: {reason}")
     used = {str((worker.report or {}).get("device", "no device yet")) for worker in here}
     said = ", ".join(sorted(used)) or "no worker of this machine says what it runs on"

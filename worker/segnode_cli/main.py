@@ -264,7 +264,7 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # the command's end: one sentence, whatever it was
         if _Debug.on:
             raise
         print(f"segnode: {_said_of(error)}", file=sys.stderr)

@@ -9,8 +9,10 @@ from textwrap import shorten
 
 from segnode_models.shelf import HOST
 
+UNUSED = "This machine has a GPU that the model process cannot use"
+"""So begins what is said of it."""
 _NO_GPU = (
-    "This machine has a GPU that the model process cannot use, so that models run on the CPU: "
+    f"{UNUSED}, so that models run on the CPU: "
     "{why} See whether nvidia-smi works, whether this build of torch fits the driver and the GPU, "
     "and whether /dev/nvidia-uvm was there when the worker started."
 )

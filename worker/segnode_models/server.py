@@ -137,7 +137,7 @@ class Server:
         try:
             volume, _ = _shared(listed.card, request, fds)
             return prepare(volume)
-        except Exception:
+        except Exception:  # whatever it is, it comes again in the job's turn
             return None
 
     def _end_if_stained(self) -> None:
