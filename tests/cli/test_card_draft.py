@@ -18,8 +18,7 @@ from pydicom.sr.coding import Code as DictionaryCode
 
 from segnode_cli.models import codes as segment_codes
 from segnode_cli.models.codes import coded, colour, private_code
-from segnode_cli.models.draft import LOOK, card_name, draft_card
-from segnode_cli.models.facts import read_facts
+from segnode_cli.models.draft import LOOK, card_name, draft_card, read_facts
 from segnode_contract.card import Card, parse_card
 from segnode_contract.card_network import BundleNetwork, NnunetNetwork
 from segnode_contract.errors import CardError, SetupError

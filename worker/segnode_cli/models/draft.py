@@ -10,10 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from segnode_cli.models.bundle_facts import bundle_facts
 from segnode_cli.models.codes import coded, colour, private_code
-from segnode_cli.models.facts import ModelFacts, NamedSegment, Setting, read_facts
+from segnode_cli.models.facts import ModelFacts, NamedSegment, Setting
 from segnode_cli.models.inspect import plain
+from segnode_cli.models.nnunet_facts import nnunet_facts
 from segnode_contract.card import Code, parse_card
+from segnode_contract.errors import SetupError
 from segnode_contract.plain_text import beyond_ascii
 
 LOOK = "# look at this"
@@ -64,6 +67,29 @@ def draft_card(folder: Path, title: str) -> Draft:
     known = replace(facts, orientation=facts.orientation or "HPL")
     parse_card(_text(known, name), where=f"the draft for {title}")
     return Draft(name=name, text=_text(facts, name))
+
+
+def read_facts(folder: Path, title: str) -> ModelFacts:
+    """Read what is known about the model in `folder`, which people call `title`.
+
+    Raises
+    ------
+    SetupError
+        If it is no bundle and no trained nnU-Net, or one that no volume can be segmented with.
+    """
+    if (folder / "configs/metadata.json").is_file():
+        return bundle_facts(folder, title)
+    if (folder / "dataset.json").is_file() and (folder / "plans.json").is_file():
+        return nnunet_facts(folder, title)
+    inner = [*folder.glob("*/plans.json"), *folder.glob("*/configs/metadata.json")]
+    names = sorted(plain(path.relative_to(folder).parts[0]) for path in inner)
+    raise SetupError(
+        f"{title} holds {len(names)} models, {', '.join(names[:5])} …; add one of them."
+        if names
+        else f"{title} has no card.toml, and none can be drafted: it is neither a MONAI bundle "
+        "(with configs/metadata.json) nor a trained nnU-Net v2 folder (with dataset.json and "
+        "plans.json). Write the card, as the README says, and name it with --card."
+    )
 
 
 def _text(facts: ModelFacts, name: str) -> str:
